@@ -1,0 +1,40 @@
+"""Every generative family as a Hugging Face style pipeline.
+
+Importing this package imports no torch: every public name is resolved on first use (PEP 562).
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> module, in the order of the layers (a module imports only from those above its own)
+_EXPORTS: dict[str, str] = {
+    "bundled_path": ".bundled",
+}
+
+# diffusers looks for these on the library recorded in model_index.json when it decides how a component is loaded
+_REEXPORTS: dict[str, str] = {
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+    "DiffusionPipeline": "diffusers",
+    "PreTrainedModel": "transformers",
+    "PreTrainedTokenizer": "transformers",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name], __name__), name)
+    elif name in _REEXPORTS:
+        value = getattr(importlib.import_module(_REEXPORTS[name]), name)
+    else:  # diffusers probes with getattr(library, name, None), so this must be an AttributeError
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,24 @@
+"""Small pipelines trained by this project and shipped in the wheel."""
+
+from pathlib import Path
+
+_ROOT = Path(__file__).parent
+
+
+def bundled_names() -> list[str]:
+    """The names that `bundled_path` and `AutoPipeline.from_pretrained("bundled:NAME")` take."""
+    return sorted(index.parent.name for index in _ROOT.glob("*/model_index.json"))
+
+
+def bundled_path(name: str) -> str:
+    """The folder of a pipeline that is shipped in this package.
+
+    Args:
+        name: one of `bundled_names()`, for example "emoji".
+    Returns: an absolute path in the Hub's layout, for any `from_pretrained`.
+    Raises:
+        ValueError: no such pipeline; the message lists those that exist.
+    """
+    if name not in bundled_names():
+        raise ValueError(f"bundled_path: no bundled pipeline {name!r}; this version has {', '.join(bundled_names()) or 'none'}.")
+    return str(_ROOT / name)
