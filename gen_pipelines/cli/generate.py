@@ -1,0 +1,302 @@
+"""`gen-pipelines generate PROMPT...`: draw pictures, write them, print their paths."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gen_pipelines import __version__
+from gen_pipelines.cli import pictures
+from gen_pipelines.cli.main import Parser
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEFAULTS: dict[str, Any] = {
+    "model": "bundled:emoji",
+    "revision": None,
+    "scheduler": None,  # the model's own
+    "num_inference_steps": 24,
+    "guidance_scale": None,  # the pipeline's own
+    "seed": 0,
+    "negative_prompt": None,
+    "height": None,  # the model's own
+    "width": None,
+    "dtype": "float32",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+_MAX_SEED = 2**63 - 1
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="gen-pipelines generate",
+        description="Draw pictures of prompts. Prints the path of each picture on stdout; everything else goes to stderr.",
+        epilog="examples:\n"
+        '  gen-pipelines generate "a red apple"\n'
+        '  gen-pipelines generate "a cat" "a dog" --num 4 --grid --out pets/\n'
+        "  gen-pipelines generate --like a-red-apple-0.png --scheduler DDIMScheduler\n"
+        "  torchrun --nproc_per_node 2 -m gen_pipelines generate --prompts-file prompts.txt --out pictures/",
+    )
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("prompts", metavar="PROMPT", nargs="*", help="what the picture shows; several give several pictures")
+    what.add_argument("--prompts-file", metavar="FILE", help="more prompts, one on a line; - reads stdin; empty lines are skipped")
+    what.add_argument("--negative", metavar="TEXT", dest="negative_prompt", help="what the picture must not show (needs guidance above 1)")
+    what.add_argument("--num", metavar="N", type=int, help="pictures of each prompt (default 1)")
+    what.add_argument("--seed", metavar="N", type=int, help="the seed of the first picture; picture i is drawn with seed + i (default 0)")
+    what.add_argument(
+        "--size", metavar="HxW", type=_size, help="height x width in pixels, or one number for a square (default: the model's)"
+    )
+    what.add_argument("--like", metavar="PICTURE", help="take every setting not given here from a picture drawn before")
+
+    how = parser.add_argument_group("how to draw it")
+    how.add_argument("--model", help="bundled:NAME, a folder, or an id on the Hub (default bundled:emoji)")
+    how.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the Hub")
+    how.add_argument("--scheduler", metavar="NAME", help="the sampler (default: the model's); a wrong name lists those there are")
+    how.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default 24)")
+    how.add_argument(
+        "--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale; 1 is none (default: the pipeline's)"
+    )
+    how.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
+    how.add_argument("--dtype", choices=DTYPES, help="precision of the networks (default float32)")
+    how.add_argument("--batch-size", metavar="N", type=int, default=8, help="pictures drawn at once (default 8)")
+
+    where = parser.add_argument_group("where it goes")
+    where.add_argument(
+        "--out", metavar="PATH", default=".", help="a folder, or a .png file for one picture or a grid (default: this folder)"
+    )
+    where.add_argument("--grid", action="store_true", help="one picture of all: beside the others in a folder, alone if --out is a file")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write HxW in pixels, for example 64x64")
+    height = int(match[1])
+    return height, int(match[2] or height)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw: its own prompt and its own seed."""
+
+    prompt: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return pictures.picture_name(self.prompt, self.seed)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything that can be checked without a model, load it, draw this process's share, write it."""
+    known = pictures.read_settings(args.like) if args.like else {}
+    settings = choose_settings(args, known)
+    num = args.num if args.num is not None else known.get("num", 1)
+    plan = plan_pictures(read_prompts(args, known), num, settings["seed"])
+    alone = check_target(args.out, len(plan), args.grid)
+    settings |= pin(settings["model"], settings["revision"])
+
+    if known.get("model") == settings["model"] and known.get("model_revision") != settings["model_revision"]:
+        print(f"gen-pipelines: note: {args.like} was drawn by another revision of {settings['model']}", file=sys.stderr)
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    first, last = (math.ceil(len(plan) * r / world) for r in (rank, rank + 1))  # shares differ by one at most
+    mine = plan[first:last]
+    images: list[Image] = []
+    if mine:
+        pipe = load(settings, args.device, show_progress=rank == 0)
+        settings |= describe(pipe, settings)
+        for start in range(0, len(mine), args.batch_size):
+            batch = mine[start : start + args.batch_size]
+            drawn = draw(pipe, batch, settings)
+            if not (args.grid and alone):
+                for picture, image in zip(batch, drawn, strict=True):
+                    own = {"prompt": picture.prompt, **settings, "seed": picture.seed, "height": image.height, "width": image.width}
+                    path = Path(args.out) if alone else Path(args.out) / picture.name
+                    pictures.write_picture(image, path, own)
+                    print(path, flush=True)
+            images += drawn if args.grid else []
+    if args.grid:
+        images, settings = gather(images, settings, rank, world)
+        if rank == 0:
+            grid = pictures.make_grid(images, columns=num if num > 1 else None)
+            path = Path(args.out) if alone else Path(args.out) / "grid.png"
+            prompts = list(dict.fromkeys(picture.prompt for picture in plan))
+            size = {"height": images[0].height, "width": images[0].width}
+            pictures.write_picture(grid, path, {"prompts": prompts, "num": num, **settings, **size})
+            print(path, flush=True)
+    return 0
+
+
+def choose_settings(args: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for, else what `--like`'s picture was drawn with, else the default; checked as far as no model is needed."""
+    asked = vars(args) | dict(zip(("height", "width"), args.size or (None, None), strict=True))
+    settings = {}
+    for name, default in DEFAULTS.items():
+        settings[name] = next((value for value in (asked[name], known.get(name)) if value is not None), default)
+    if args.model is not None and args.revision is None:
+        settings["revision"] = None  # the picture's revision is one of the picture's model
+
+    steps, guidance, seed = settings["num_inference_steps"], settings["guidance_scale"], settings["seed"]
+    if steps < 1:
+        raise ValueError(f"--steps {steps}: at least 1 step is needed")
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"--guidance {guidance}: must be a finite number; 1 is no guidance")
+    if args.num is not None and args.num < 1:
+        raise ValueError(f"--num {args.num}: at least 1 picture of each prompt is needed")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: at least 1 picture must be drawn at once")
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"--seed {seed}: must lie between 0 and 2^63 - 1")
+    if args.size and min(args.size) < 1:
+        raise ValueError(f"--size {args.size[0]}x{args.size[1]}: both sides must be at least 1 pixel")
+    return settings
+
+
+def read_prompts(args: argparse.Namespace, known: dict[str, Any]) -> list[str]:
+    prompts = list(args.prompts)
+    if args.prompts_file is not None:
+        try:
+            text = sys.stdin.read() if args.prompts_file == "-" else Path(args.prompts_file).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--prompts-file {args.prompts_file}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+        except OSError as error:
+            raise type(error)(f"--prompts-file {args.prompts_file}: {error.strerror}") from error
+        prompts += [line.strip() for line in text.splitlines() if line.strip()]
+        if not prompts:
+            raise ValueError(f"--prompts-file {args.prompts_file}: no prompt in it; write one on a line")
+    if not prompts and known:
+        prompts = known.get("prompts") or [known["prompt"]]
+    if not prompts:
+        raise ValueError('no prompt: say what the picture shows, for example gen-pipelines generate "a red apple", or give --prompts-file')
+    return prompts
+
+
+def plan_pictures(prompts: list[str], num: int, seed: int) -> list[Picture]:
+    """`num` pictures of each prompt, the prompts in order; picture i has seed + i."""
+    wanted = [prompt for prompt in prompts for _ in range(num)]
+    if seed + len(wanted) - 1 > _MAX_SEED:
+        raise ValueError(f"--seed {seed}: the last of {len(wanted)} pictures would have a seed above 2^63 - 1")
+    return [Picture(prompt, seed + i) for i, prompt in enumerate(wanted)]
+
+
+def check_target(out: str, count: int, grid: bool) -> bool:
+    """Whether `--out` is one file; raises if it cannot take what will be written."""
+    alone = pictures.is_file_name(out)
+    if alone and count > 1 and not grid:
+        raise ValueError(f"--out {out}: one file cannot take {count} pictures; name a folder, or add --grid for one picture of all")
+    pictures.check_writable(Path(out).parent if alone else out)
+    return alone
+
+
+def pin(model: str, revision: str | None) -> dict[str, Any]:
+    """Find the model, and say which revision of it this is: a commit of the Hub, which is then loaded, or a folder's fingerprint."""
+    from gen_pipelines.cli.repository import HubRepository, Repository
+
+    repository = Repository.open(model, revision)
+    fingerprint = repository.fingerprint()
+    return {"model_revision": fingerprint, "revision": fingerprint if isinstance(repository, HubRepository) else None}
+
+
+def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> Any:
+    """The pipeline, on its device, with the scheduler that was asked for."""
+    import torch
+
+    where = choose_device(device)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from gen_pipelines import AutoPipeline
+    from gen_pipelines.schedulers import SCHEDULERS
+
+    name = settings["scheduler"]
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"--scheduler {name}: there is no such scheduler; there are {', '.join(sorted(SCHEDULERS))}")
+    diffusers_logging.disable_progress_bar()  # those of loading; the bar over the steps stays
+    transformers_logging.disable_progress_bar()
+    revision = {"revision": settings["revision"]} if settings["revision"] is not None else {}
+    pipe = AutoPipeline.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]), **revision)
+    if "prompt" not in _call_defaults(pipe):
+        raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; generate needs text to image")
+    if name is not None and type(pipe.scheduler).__name__ != SCHEDULERS[name].__name__:  # its own keeps its settings
+        pipe.scheduler = SCHEDULERS[name]()
+    pipe.set_progress_bar_config(disable=not show_progress, leave=False)
+    return pipe.to(where)
+
+
+def choose_device(device: str | None) -> Any:
+    """The device asked for, else this process's accelerator, else the CPU."""
+    import torch
+
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a wrong name; a build without it; a machine without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device}: cannot be used here ({reason})") from error
+    return where
+
+
+def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the pipeline decided, and what made the picture: the rest of the settings that reproduce it."""
+    import torch
+
+    guidance = settings["guidance_scale"]
+    return {
+        "scheduler": type(pipe.scheduler).__name__,
+        "guidance_scale": _call_defaults(pipe).get("guidance_scale") if guidance is None else guidance,
+        "pipeline": type(pipe).__name__,
+        "gen_pipelines_version": __version__,
+        "torch_version": torch.__version__,
+    }
+
+
+def _call_defaults(pipe: Any) -> dict[str, Any]:
+    import inspect
+
+    return {name: parameter.default for name, parameter in inspect.signature(type(pipe).__call__).parameters.items()}
+
+
+def draw(pipe: Any, batch: list[Picture], settings: dict[str, Any]) -> list[Image]:
+    import torch
+
+    # Drawn on the CPU: the same seed gives the same noise on every device.
+    generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in batch]
+    optional = {name: settings[name] for name in ("guidance_scale", "height", "width") if settings[name] is not None}
+    if settings["negative_prompt"] is not None:
+        optional["negative_prompt"] = [settings["negative_prompt"]] * len(batch)
+    return pipe(
+        prompt=[picture.prompt for picture in batch],
+        num_inference_steps=settings["num_inference_steps"],
+        generator=generators,
+        **optional,
+    ).images
+
+
+def gather(images: list[Image], settings: dict[str, Any], rank: int, world: int) -> tuple[list[Image], dict[str, Any]]:
+    """All pictures in order, and the settings of a process that drew some, on rank 0; other ranks get their own back."""
+    if world == 1:
+        return images, settings
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")  # pictures are host memory on every device
+    try:
+        shares: list[Any] | None = [None] * world if rank == 0 else None
+        dist.gather_object((images, settings), shares, dst=0)
+    finally:
+        dist.destroy_process_group()
+    if shares is None:
+        return images, settings
+    return [image for share, _ in shares for image in share], next(theirs for share, theirs in shares if share)

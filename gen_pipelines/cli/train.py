@@ -1,0 +1,38 @@
+"""`gen-pipelines train CONFIG [key=value ...]`: train a model from a recipe, on this process or on those of torchrun or accelerate."""
+
+import argparse
+
+from gen_pipelines.cli.main import Parser
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="gen-pipelines train",
+        description="Train a model from a recipe, and save it as a pipeline that loads with from_pretrained.",
+        epilog="several processes:\n"
+        "  accelerate launch -m gen_pipelines train CONFIG --output-dir DIR\n"
+        "  ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m gen_pipelines train CONFIG --output-dir DIR",
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="the recipe, a YAML file; configs/ in the repository has those of the bundled pipelines"
+    )
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="change a setting of the recipe; dots go into sections, values are YAML"
+    )
+    parser.add_argument(
+        "--output-dir", metavar="DIR", required=True, help="the folder for checkpoints, sample grids and the finished pipeline"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in DIR, bit for bit as if nothing had stopped"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    for word in args.overrides:
+        if "=" not in word:
+            raise ValueError(f"{word!r} is not a setting: write key=value, for example steps=100")
+    from gen_pipelines.training.run import train
+
+    train(args.config, args.overrides, args.output_dir, resume=args.resume)
+    return 0
