@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 # public name -> module, in the order of the layers (a module imports only from those above its own)
 _EXPORTS: dict[str, str] = {
     "bundled_path": ".bundled",
+    "Parameterization": ".processes",
+    "PATHS": ".processes",
 }
 
 # diffusers looks for these on the library recorded in model_index.json when it decides how a component is loaded
