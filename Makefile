@@ -67,7 +67,7 @@ gpu: $(VENV)/.dev
 	$(call lane,gpu)
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(call lane,docs)
 
 check: $(VENV)/.dev

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import re
-import struct
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
+
+from gen_pipelines.hub.loading import check_safetensors
 
 Shapes = dict[str, list[int]]
 
@@ -151,21 +152,10 @@ def read_shapes(path: Path) -> Shapes:
     Raises:
         ValueError: the file is cut short, or is not safetensors.
     """
-    size = path.stat().st_size
+    check_safetensors(path)
     with open(path, "rb") as stream:
-        length = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"{path}: not a whole safetensors file ({size} bytes); copy or download it again")
-        try:
-            header = json.loads(stream.read(length))
-            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-            end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path}: not a safetensors file ({type(error).__name__} in its header); copy or download it again") from error
-    if size != end:
-        raise ValueError(f"{path}: {size} bytes where its header announces {end}; the file is damaged: copy or download it again")
-    return shapes
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: list(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
 
 
 def count_parameters(shapes: Shapes) -> int:

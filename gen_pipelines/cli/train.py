@@ -1,6 +1,8 @@
 """`gen-pipelines train CONFIG [key=value ...]`: train a model from a recipe, on this process or on those of torchrun or accelerate."""
 
 import argparse
+import logging
+import os
 
 from gen_pipelines.cli.main import Parser
 
@@ -25,14 +27,31 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in DIR, bit for bit as if nothing had stopped"
     )
+    parser.add_argument(
+        "--inexact-resume", action="store_true", help="resume even where that cannot be exact: a streamed data set, another machine"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train, and print the folder of the finished pipeline."""
     for word in args.overrides:
-        if "=" not in word:
-            raise ValueError(f"{word!r} is not a setting: write key=value, for example steps=100")
+        if not word.partition("=")[0] or "=" not in word:
+            raise ValueError(f"{word!r} is not a setting: write key=value, for example loop.steps=100")
     from gen_pipelines.training.run import train
 
-    train(args.config, args.overrides, args.output_dir, resume=args.resume)
+    report_to_stderr()
+    folder = train(args.config, args.overrides, args.output_dir, resume=args.resume, inexact_resume=args.inexact_resume)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
     return 0
+
+
+def report_to_stderr() -> None:
+    """Show what the library logs. Only a program may do this; as a library it logs and leaves the handlers to the user's program."""
+    logger = logging.getLogger("gen_pipelines")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)

@@ -79,7 +79,7 @@ def test_a_weight_file_that_is_cut_short(folder, cut, capsys):
     write_safetensors(folder / "transformer" / "model.safetensors", {"a": [2, 3]}, cut=cut)
     assert main(["info", str(folder)]) == 2
     err = capsys.readouterr().err
-    assert "model.safetensors" in err and "download it again" in err and err.count("\n") == 1
+    assert "model.safetensors" in err and "save it again" in err and err.count("\n") == 1
 
 
 def test_shapes_are_those_that_safetensors_reads(tmp_path):
