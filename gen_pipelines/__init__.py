@@ -13,6 +13,12 @@ _EXPORTS: dict[str, str] = {
     "bundled_path": ".bundled",
     "Parameterization": ".processes",
     "PATHS": ".processes",
+    "fast_cpu_matmul": ".models.cpu_matmul",
+    "GenerativeModel": ".models.base",
+    "GenerativePipeline": ".pipelines.base",
+    "ClassifierFreeGuidance": ".pipelines.guidance",
+    "LatentTextToImagePipeline": ".pipelines.latent_text_to_image",
+    "AutoPipeline": ".pipelines.auto",
 }
 
 # diffusers looks for these on the library recorded in model_index.json when it decides how a component is loaded

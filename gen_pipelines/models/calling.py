@@ -23,7 +23,8 @@ class TextCondition:
 
     Attributes:
         embeds: one vector per token, shape (B, L, D).
-        mask: True where a token is text and False where it is padding, shape (B, L), or None where the network takes no mask.
+        mask: True where a token is text and False where it is padding, shape (B, L); or the same as a bias of 0 and -10000 that attention
+            adds, shape (B, 1, L); or None where the network takes no mask.
         pooled: one vector per caption, shape (B, P), or None.
         size: height and width of the picture in pixels, shape (B, 2), or None. Only networks trained with it look at it.
     """

@@ -1,0 +1,67 @@
+"""Writing folders so that nobody ever finds one half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_at_once(target: str | Path, by_file: bool = False) -> Iterator[Path]:
+    """Gives a side folder to write into and moves its content to `target` when the block ends without an error.
+
+    A target that does not exist appears by one rename. In one that exists, each entry that was written replaces the entry of its name
+    (so that no stale shard survives inside a component's folder) and every other entry stays; if moving fails, the old entries come back.
+
+    Args:
+        target: the folder to fill.
+        by_file: replace single files instead of the target's direct entries, so that weights of another variant stay beside new ones.
+    Yields: the side folder, next to `target` on the same file system.
+    Raises:
+        ValueError: the target is a file.
+        OSError: the folder cannot be written.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"cannot save into {target}: it is a file; give a folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    side = Path(tempfile.mkdtemp(prefix=f".{target.name or 'save'}.", suffix=".part", dir=target.parent))
+    try:
+        content = side / "new"
+        content.mkdir()
+        yield content
+        if not target.exists():
+            os.replace(content, target)
+        else:
+            _replace_entries(content, target, side / "old", by_file)
+    finally:
+        shutil.rmtree(side, ignore_errors=True)
+
+
+def _replace_entries(content: Path, target: Path, old: Path, by_file: bool) -> None:
+    found = [p for p in content.rglob("*") if p.is_file()] if by_file else list(content.iterdir())
+    # the files that name the others come last: until they do, a reader sees the old whole
+    entries = sorted((p.relative_to(content) for p in found), key=lambda p: (p.suffix == ".json", str(p)))
+    done: list[tuple[Path, bool]] = []
+    try:
+        for entry in entries:
+            existed = (target / entry).exists()
+            if existed:
+                (old / entry).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(target / entry, old / entry)
+            done.append((entry, existed))
+            (target / entry).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(content / entry, target / entry)
+    except BaseException:
+        for entry, existed in reversed(done):
+            if (target / entry).is_dir():
+                shutil.rmtree(target / entry)
+            else:
+                (target / entry).unlink(missing_ok=True)
+            if existed:
+                os.replace(old / entry, target / entry)
+        raise

@@ -1,0 +1,331 @@
+"""The base of every pipeline: loading, saving, what the network was trained to do, and what all pipelines report alike."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor, nn
+
+from ..hub.card import LIBRARY_NAME, model_card
+from ..hub.loading import INDEX_NAME, component_class, components_of, load_module, read_index
+from ..hub.saving import written_at_once
+from .hosting import host_scheduler
+
+if TYPE_CHECKING:
+    from ..processes.parameterization import Parameterization
+
+logger = logging.getLogger(__name__)
+
+# what a download never fetches: pickles and code
+_NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", "*.h5", "*.onnx", "*.pb", "*.py"]
+
+# what from_pretrained takes besides components and the pipeline's own options
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
+_LOAD_OPTIONS = ("variant", "low_cpu_mem_usage", "device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config", "disable_mmap")
+
+_DTYPES = {"float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16}
+_DTYPES |= {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64}
+
+
+def as_dtype(dtype: Any) -> Any:
+    """A torch dtype from one, from its name, or from None (float32); a dict of them, by component, likewise."""
+    if isinstance(dtype, Mapping):
+        return {name: as_dtype(value) for name, value in dtype.items()}
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if str(dtype) not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; allowed are a torch.dtype or one of {', '.join(_DTYPES)}.")
+    return _DTYPES[str(dtype)]
+
+
+class GenerativePipeline(DiffusionPipeline):
+    """What the pipelines of this library share. A pipeline is a folder in diffusers' layout: one subfolder per component.
+
+    `pipe.parameterization` remembers what the network was trained to do. It is read off the first scheduler and handed to every scheduler
+    assigned later, so both idioms work: `pipe.scheduler = X.from_config(pipe.scheduler.config)` and `pipe.scheduler = X()`.
+    """
+
+    pipeline_tag: str | None = None
+    card_example: str = ""
+
+    _denoiser_names = ("unet", "transformer", "denoiser")
+
+    # ------------------------------------------------------------------------------------------------ the network and its scheduler
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The denoising network, whatever its component is called."""
+        for name in self._denoiser_names:
+            if (network := getattr(self, name, None)) is not None:
+                return network
+        raise AttributeError(f"{type(self).__name__} has no denoiser: none of {', '.join(self._denoiser_names)} is set.")
+
+    @property
+    def parameterization(self) -> Parameterization | None:
+        """What the denoiser was trained to do; None for a pipeline without a scheduler. Assigning one binds the scheduler to it."""
+        return self.__dict__.get("_parameterization")
+
+    @parameterization.setter
+    def parameterization(self, value: Parameterization) -> None:
+        self.__dict__["_parameterization"] = value
+        if self.__dict__.get("scheduler") is not None:
+            self.scheduler = self.scheduler
+
+    def register_modules(self, **modules: Any) -> None:
+        """As in diffusers; a scheduler of diffusers becomes one that knows the network's parameterization before it is recorded."""
+        if modules.get("scheduler") is not None:
+            modules["scheduler"] = self._bound_scheduler(modules["scheduler"])
+        super().register_modules(**modules)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scheduler" and value is not None:
+            value = self._bound_scheduler(value)
+        super().__setattr__(name, value)
+
+    def _bound_scheduler(self, scheduler: Any) -> Any:
+        """A copy of the scheduler bound to what is known of the network; the first scheduler says what that is."""
+        known = self.__dict__.get("_parameterization")
+        if not isinstance(scheduler, SchedulerMixin):
+            raise TypeError(f"{type(self).__name__}.scheduler: a {type(scheduler).__name__} is not a scheduler; assign one of gen_pipelines.schedulers or of diffusers.")
+        scheduler = host_scheduler(scheduler, known)
+        if known is None:
+            self.__dict__["_parameterization"] = scheduler.parameterization
+            return scheduler
+        return scheduler.bind(known)
+
+    # -------------------------------------------------------------------------------------------------------------- what is not there
+
+    def log_likelihood(self, *args: Any, **kwargs: Any) -> Any:
+        """Log-likelihood of pictures; pipelines that have one override this.
+
+        Raises:
+            NotImplementedError: this pipeline has none.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no log_likelihood; compare its pictures by FID, KID or precision and recall instead (gen-pipelines evaluate)."
+        )
+
+    def report_non_finite(self, *tensors: Tensor) -> int:
+        """Counts the pictures that have a value that is not finite in any of the tensors, each (B, ...), and says so in one warning."""
+        bad = torch.zeros(len(tensors[0]), dtype=torch.bool)
+        for x in tensors:
+            bad |= ~torch.isfinite(x).flatten(1).all(dim=1).cpu()
+        if count := int(bad.sum()):
+            which = ", ".join(str(i) for i in bad.nonzero().flatten().tolist()[:8])
+            logger.warning(
+                "%s: %d of %d pictures have values that are not finite (numbers %s%s); use dtype=torch.float32 or bfloat16, or a lower guidance scale.",
+                type(self).__name__, count, len(bad), which, ", ..." if count > 8 else "",
+            )  # fmt: skip
+        return count
+
+    # ------------------------------------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Loads a pipeline from a folder or the Hub: safetensors only, float32 unless told otherwise, no code from the repository.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a Hub id.
+            dtype: a torch.dtype, its name, or a dict of them by component. float32 by default, whatever the files hold.
+            variant, revision, token, cache_dir, force_download, local_files_only, low_cpu_mem_usage, device_map, ...: as in diffusers.
+            NAME=component: a component to use instead of the stored one, or an option of the pipeline's constructor.
+        Raises:
+            ValueError: the folder is no pipeline, or a weight file or key is missing, cut short or of the wrong shape.
+            OSError: the Hub cannot be reached or has no such repository.
+            TypeError: an argument that nobody knows.
+        """
+        path = str(pretrained_model_name_or_path)
+        if kwargs.pop("use_safetensors", True) not in (True, None):
+            raise ValueError(f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors=False; convert pickled weights first.")
+        if kwargs.pop("trust_remote_code", False) or kwargs.pop("custom_pipeline", None):
+            raise ValueError(f"{cls.__name__}.from_pretrained: code from a repository is never run; leave out trust_remote_code and custom_pipeline.")
+        dtype = as_dtype(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
+        folder = cls._folder(path, kwargs)
+        index = read_index(folder)
+        ours = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        cls._check_arguments(kwargs, ours, index)
+        dropped = {name for name in components_of(index) if name not in ours}
+        if named := sorted(name for name in dropped if name not in kwargs or kwargs[name] is not None):
+            logger.warning("%s does not use these components of %s: %s.", cls.__name__, path, ", ".join(named))
+        kwargs = {name: value for name, value in kwargs.items() if name not in dropped and name not in set(index) - ours}
+        modules = {} if kwargs.get("device_map") or kwargs.get("quantization_config") else cls._load_modules(folder, index, dtype, ours, kwargs)
+        pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **modules, **kwargs)
+        pipe.register_to_config(_name_or_path=path)
+        return pipe
+
+    @classmethod
+    def _folder(cls, path: str, kwargs: dict[str, Any]) -> Path:
+        if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+            return Path(path)  # read_index says what is wrong with it
+        hub = {k: kwargs.pop(k) for k in _HUB_OPTIONS if k in kwargs}
+        return Path(cls.download(path, variant=kwargs.get("variant"), **hub, **{k: v for k, v in kwargs.items() if k not in _LOAD_OPTIONS}))
+
+    @classmethod
+    def _check_arguments(cls, kwargs: Mapping[str, Any], ours: set[str], index: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(kwargs) - ours - set(index) - set(_HUB_OPTIONS) - set(_LOAD_OPTIONS)):
+            allowed = ", ".join(sorted(ours) + ["dtype", *_LOAD_OPTIONS, *_HUB_OPTIONS])
+            raise TypeError(f"{cls.__name__}.from_pretrained: unknown arguments {', '.join(unknown)}; allowed are {allowed}.")
+
+    @classmethod
+    def _load_modules(cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any]) -> dict[str, nn.Module]:
+        modules = {}
+        for name, (library, class_name) in components_of(index).items():
+            if name not in ours or name in kwargs:
+                continue
+            if not (folder / name).is_dir():
+                raise ValueError(f"{folder} lacks the folder {name!r} of a component that its {INDEX_NAME} names; download or save the pipeline again.")
+            component = component_class(library, class_name)
+            if isinstance(component, type) and issubclass(component, nn.Module):
+                wanted = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+                options = {k: kwargs[k] for k in ("low_cpu_mem_usage",) if k in kwargs}
+                modules[name] = load_module(folder / name, library, component, wanted, kwargs.get("variant"), **options)
+        return modules
+
+    @classmethod
+    def download_index(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Fetches only `model_index.json` from the Hub and returns the snapshot's folder."""
+        return str(cls._resolve(pretrained_model_name, kwargs)[0])
+
+    @classmethod
+    def _resolve(cls, repo: str, kwargs: dict[str, Any]) -> tuple[Path, Any, dict[str, Any]]:
+        """The snapshot's folder with the index in it, the one commit that everything is taken from, and the Hub's options."""
+        from huggingface_hub import resolve_revision, snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionResolutionError
+
+        hub = {k: kwargs[k] for k in ("cache_dir", "local_files_only", "token") if kwargs.get(k) is not None}
+        try:
+            revision = resolve_revision(repo, revision=kwargs.get("revision"), **hub)
+            hub["force_download"] = bool(kwargs.get("force_download"))
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=[cls.config_name], **hub)), revision, hub
+        except HFValidationError as error:
+            raise ValueError(f"{repo!r} is neither a folder that exists nor a Hub id such as 'user/name'.") from error
+        except (HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub: {reason}") from error
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Fetches a pipeline from the Hub into the cache and returns its folder: one commit for every file, no pickles, no code.
+
+        A warm cache works without a connection. diffusers' own `download` refuses components of libraries that it does not know.
+        """
+        from huggingface_hub import get_cached_repo_tree, snapshot_download
+
+        repo, variant = str(pretrained_model_name), kwargs.get("variant")
+        root, revision, hub = cls._resolve(repo, kwargs)
+        index = read_index(root)
+        files = [file.path for file in get_cached_repo_tree(repo, revision=revision, cache_dir=kwargs.get("cache_dir"))]
+        allow = [cls.config_name, "README.md"]
+        for part in components_of(index):
+            if part in kwargs:
+                continue  # it comes as an object
+            mine = [f for f in files if f.startswith(part + "/")]
+            weights = [f for f in mine if f.endswith((".safetensors", ".safetensors.index.json"))]
+            plain = [f for f in weights if re.fullmatch(r"[^.]+\.safetensors(\.index\.json)?", f.rsplit("/", 1)[1])]
+            wanted = [f for f in weights if variant and f".{variant}" in f.rsplit("/", 1)[1]] or plain
+            allow += [f for f in mine if f not in weights] + wanted
+        return snapshot_download(repo, revision=revision, allow_patterns=allow, ignore_patterns=_NEVER, **hub)
+
+    # ------------------------------------------------------------------------------------------------------------------------- saving
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Records our components as ("gen_pipelines", Class), whatever file they live in, so that files may move between versions."""
+        for name, value in kwargs.items():
+            if isinstance(value, (tuple, list)) and len(value) == 2 and str(value[0]).split(".")[0] == "gen_pipelines":
+                kwargs[name] = ("gen_pipelines", value[1])
+        super().register_to_config(**kwargs)
+
+    def model_card(self, name: str, license: str | None = None, notes: str = "") -> str:
+        """The README.md that is written where there is none. `name` is what AutoPipeline.from_pretrained would be given."""
+        parts = {k: v for k, v in self.config.items() if isinstance(v, (list, tuple)) and len(v) == 2 and v[0] and not k.startswith("_")}
+        return model_card(name, type(self).__name__, parts, self.pipeline_tag, license, self.card_example, notes=notes)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+    ) -> None:
+        """Saves the pipeline as a folder: written aside and moved into place, so that an interrupted save leaves what was there.
+
+        Args:
+            save_directory: the folder. Components in it are replaced; other files in it, a README.md among them, stay.
+            safe_serialization: only True: weights are safetensors.
+            variant, max_shard_size, push_to_hub, repo_id, private, token, commit_message, create_pr: as in diffusers.
+            license: for the model card that is written if the folder has none, such as "apache-2.0".
+        """
+        if safe_serialization is not True:
+            raise ValueError(f"{type(self).__name__}.save_pretrained: weights are written as safetensors only, got safe_serialization={safe_serialization!r}.")
+        path = Path(save_directory)
+        repo_id = repo_id or path.resolve().name
+        with written_at_once(path, by_file=variant is not None) as side:
+            super().save_pretrained(str(side), variant=variant, max_shard_size=max_shard_size)
+            for file in side.rglob("*.json"):
+                _strip_origin(file)
+            if not (path / "README.md").exists():
+                (side / "README.md").write_text(self.model_card(repo_id, license), encoding="utf-8")
+        if push_to_hub:
+            self._push(path, repo_id, private, token, commit_message, create_pr)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        license: str | None = None,
+    ) -> Any:
+        """Uploads the pipeline to the Hub and returns the commit; a model card that is there is left as it is."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / repo_id.rsplit("/", 1)[-1]
+            self.save_pretrained(path, safe_serialization=safe_serialization, variant=variant, repo_id=repo_id, license=license)
+            return self._push(path, repo_id, private, token, commit_message, create_pr, subfolder)
+
+    def _push(
+        self, path: Path, repo_id: str, private: bool | None, token: str | None, message: str | None, create_pr: bool, subfolder: str | None = None
+    ) -> Any:
+        from huggingface_hub import HfApi
+
+        from .. import __version__
+
+        api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        keep_card = bool(subfolder) or api.file_exists(repo_id, "README.md")  # never overwrite a card that its owner edited
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=path,
+            path_in_repo=subfolder,
+            create_pr=create_pr,
+            commit_message=message or f"Upload {type(self).__name__}",
+            ignore_patterns=["README.md"] if keep_card else None,
+        )
+
+
+def _strip_origin(file: Path) -> None:
+    """Drops the path that a component was loaded from: it says something about this machine and nothing about the component."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,43 @@
+"""How a scheduler of diffusers is taken into one of our pipelines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..processes.parameterization import Parameterization
+
+# diffusers class -> ours that steps alike from the same config
+_TWINS = {
+    "DDPMScheduler": "DDPMScheduler",
+    "DDIMScheduler": "DDIMScheduler",
+    "EulerDiscreteScheduler": "EulerScheduler",
+    "FlowMatchEulerDiscreteScheduler": "FlowMatchEulerScheduler",
+}
+
+
+def host_scheduler(scheduler: Any, known: Parameterization | None) -> Any:
+    """One of our schedulers from whatever was assigned: ours as it is, diffusers' as its twin.
+
+    Args:
+        scheduler: a scheduler of ours or of diffusers.
+        known: what is known of the pipeline's network, or None while nothing is.
+    Raises:
+        ValueError: no twin exists for this class of diffusers.
+    """
+    if hasattr(scheduler, "bind") and hasattr(scheduler, "parameterization"):
+        return scheduler
+    name = type(scheduler).__name__
+    if name not in _TWINS:
+        raise ValueError(
+            f"{name} of diffusers cannot be used here yet; those that can are {', '.join(_TWINS)}. "
+            "Pass scheduler=DDIMScheduler.from_config(...) or another scheduler of gen_pipelines instead."
+        )
+    import gen_pipelines
+
+    twin = getattr(gen_pipelines, _TWINS[name])
+    if known is None:
+        return twin.from_config(scheduler.config)
+    # what the user did not set is the default of a class that knows nothing of this network: it says nothing
+    defaults = set(scheduler.config.get("_use_default_values", ()))
+    return twin.from_config({k: v for k, v in scheduler.config.items() if k not in defaults and not k.startswith("_")}, parameterization=known)
