@@ -22,8 +22,8 @@ DEFAULTS: dict[str, Any] = {
     "model": "bundled:emoji",
     "revision": None,
     "scheduler": None,  # the model's own
-    "num_inference_steps": 24,
-    "guidance_scale": None,  # the pipeline's own
+    "num_inference_steps": None,  # the model's own
+    "guidance_scale": None,  # the model's own
     "seed": 0,
     "negative_prompt": None,
     "height": None,  # the model's own
@@ -59,10 +59,8 @@ def build_parser() -> Parser:
     how.add_argument("--model", help="bundled:NAME, a folder, or an id on the Hub (default bundled:emoji)")
     how.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the Hub")
     how.add_argument("--scheduler", metavar="NAME", help="the sampler (default: the model's); a wrong name lists those there are")
-    how.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default 24)")
-    how.add_argument(
-        "--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale; 1 is none (default: the pipeline's)"
-    )
+    how.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default: the model's)")
+    how.add_argument("--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale; 1 is none (default: the model's)")
     how.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
     how.add_argument("--dtype", choices=DTYPES, help="precision of the networks (default float32)")
     how.add_argument("--batch-size", metavar="N", type=int, default=8, help="pictures drawn at once (default 8)")
@@ -100,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     known = pictures.read_settings(args.like) if args.like else {}
     settings = choose_settings(args, known)
     num = args.num if args.num is not None else known.get("num", 1)
-    plan = plan_pictures(read_prompts(args, known), num, settings["seed"])
+    prompts = read_prompts(args, known)
+    plan = plan_pictures(prompts, num, settings["seed"])
     alone = check_target(args.out, len(plan), args.grid)
     settings |= pin(settings["model"], settings["revision"])
 
@@ -129,7 +128,6 @@ def run(args: argparse.Namespace) -> int:
         if rank == 0:
             grid = pictures.make_grid(images, columns=num if num > 1 else None)
             path = Path(args.out) if alone else Path(args.out) / "grid.png"
-            prompts = list(dict.fromkeys(picture.prompt for picture in plan))
             size = {"height": images[0].height, "width": images[0].width}
             pictures.write_picture(grid, path, {"prompts": prompts, "num": num, **settings, **size})
             print(path, flush=True)
@@ -146,7 +144,7 @@ def choose_settings(args: argparse.Namespace, known: dict[str, Any]) -> dict[str
         settings["revision"] = None  # the picture's revision is one of the picture's model
 
     steps, guidance, seed = settings["num_inference_steps"], settings["guidance_scale"], settings["seed"]
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: at least 1 step is needed")
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"--guidance {guidance}: must be a finite number; 1 is no guidance")
@@ -214,7 +212,7 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from gen_pipelines import AutoPipeline
+    from gen_pipelines import AutoPipeline, GenerativePipeline
     from gen_pipelines.schedulers import SCHEDULERS
 
     name = settings["scheduler"]
@@ -227,7 +225,8 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
     if "prompt" not in _call_defaults(pipe):
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; generate needs text to image")
     if name is not None and type(pipe.scheduler).__name__ != SCHEDULERS[name].__name__:  # its own keeps its settings
-        pipe.scheduler = SCHEDULERS[name]()
+        # one of our pipelines knows its network; in one of diffusers only the config does
+        pipe.scheduler = SCHEDULERS[name]() if isinstance(pipe, GenerativePipeline) else SCHEDULERS[name].from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=not show_progress, leave=False)
     return pipe.to(where)
 
@@ -253,10 +252,13 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What the pipeline decided, and what made the picture: the rest of the settings that reproduce it."""
     import torch
 
-    guidance = settings["guidance_scale"]
+    decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
+    for name, value in decided.items():
+        if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call
+            decided[name] = pipe.config.get(f"default_{name}", _call_defaults(pipe).get(name))
     return {
+        **decided,
         "scheduler": type(pipe.scheduler).__name__,
-        "guidance_scale": _call_defaults(pipe).get("guidance_scale") if guidance is None else guidance,
         "pipeline": type(pipe).__name__,
         "gen_pipelines_version": __version__,
         "torch_version": torch.__version__,
@@ -274,15 +276,10 @@ def draw(pipe: Any, batch: list[Picture], settings: dict[str, Any]) -> list[Imag
 
     # Drawn on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in batch]
-    optional = {name: settings[name] for name in ("guidance_scale", "height", "width") if settings[name] is not None}
+    optional = {name: settings[name] for name in ("num_inference_steps", "guidance_scale", "height", "width") if settings[name] is not None}
     if settings["negative_prompt"] is not None:
         optional["negative_prompt"] = [settings["negative_prompt"]] * len(batch)
-    return pipe(
-        prompt=[picture.prompt for picture in batch],
-        num_inference_steps=settings["num_inference_steps"],
-        generator=generators,
-        **optional,
-    ).images
+    return pipe(prompt=[picture.prompt for picture in batch], generator=generators, **optional).images
 
 
 def gather(images: list[Image], settings: dict[str, Any], rank: int, world: int) -> tuple[list[Image], dict[str, Any]]:
