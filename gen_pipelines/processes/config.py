@@ -20,8 +20,8 @@ __all__ = ["DIFFUSERS_KEYS", "NETWORK_KEYS", "OUR_KEYS", "check_config_keys", "p
 # every constructor argument of every scheduler of diffusers up to 0.42.1 (a test compares), and two that old files on the Hub still have
 DIFFUSERS_KEYS = frozenset(
     """algorithm_type alpha_cum_end alpha_cum_start base_image_seq_len base_shift beta_end beta_schedule beta_start block_length
-    clip_denoised clip_sample clip_sample_range correct_steps corrector_k corrector_order corrector_selection corrector_selection_tau corrector_steps
-    disable_corrector dynamic_thresholding_ratio editing_threshold entropy_bound eps eta euler_at_final final_sigmas_type
+    clip_denoised clip_sample clip_sample_range correct_steps corrector_k corrector_order corrector_selection corrector_selection_tau
+    corrector_steps disable_corrector dynamic_thresholding_ratio editing_threshold entropy_bound eps eta euler_at_final final_sigmas_type
     final_step_size_scale flow_shift gamma gamma_cum_end gamma_cum_start interpolation_type invert_sigmas lambda_min_clipped
     lower_order_final mask_token_id masking_schedule max_image_seq_len max_shift minimal_topk n_grid noise_mode noise_sampler_seed
     num_inference_steps num_policy_substeps num_train_timesteps num_vec_classes original_inference_steps predict_x0 prediction_type
@@ -45,8 +45,10 @@ NETWORK_KEYS = frozenset(
 
 _FLOW = frozenset(
     """FlowMatchEulerDiscreteScheduler FlowMatchHeunDiscreteScheduler FlowMatchLCMScheduler LTXEulerAncestralRFScheduler
-    FlowMapEulerDiscreteScheduler FlowMatchEulerScheduler FlowMatchHeunScheduler RectifiedFlowScheduler""".split()
+    FlowMapEulerDiscreteScheduler""".split()
 )
+# ours, which may be bound to any network: they mean a flow only where the keys do not say
+_OUR_FLOW = frozenset(("FlowMatchEulerScheduler", "FlowMatchHeunScheduler", "RectifiedFlowScheduler"))
 _EDM = frozenset(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"))
 _UNREADABLE = frozenset(
     """AmusedScheduler BlockRefinementScheduler ConsistencyDecoderScheduler DDPMWuerstchenScheduler DiscreteDDIMScheduler
@@ -108,7 +110,7 @@ def _family(config: dict[str, Any]) -> str:
         if here
     ]
     if name is not None and (betas or not found):  # any other class of diffusers has betas, its defaults where it leaves them out
-        found = ["vp"] if betas or name.endswith("Scheduler") else found
+        found = ["vp"] if betas or name not in _OUR_FLOW else ["flow"]
     if len(found) == 1:
         return found[0]
     keys = ", ".join(sorted(k for k in has if not k.startswith("_"))) or "no keys"

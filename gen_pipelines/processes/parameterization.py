@@ -295,10 +295,16 @@ class Parameterization:
             eps = C.x_0_to_eps(x_0, x, alpha, sigma)
         return x_0, eps
 
-    def affine(self, t: float) -> Affine:
-        """`denoise` without its limits at one time, as the four numbers of a linear map (every prediction is one)."""
+    def affine(self, t: float, level: Level | None = None) -> Affine:
+        """`denoise` without its limits at one time, as the four numbers of a linear map (every prediction is one).
+
+        Args:
+            t: native time of the path.
+            level: (alpha, sigma) there, if it is not the path's own (a scheduler that replays another's interpolation).
+        """
         one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         at = self._at(float(t), one)
+        at = at if level is None else (*level, *at[2:])
         (x_x, e_x), (x_o, e_o) = self._x_0_eps(zero, one, *at), self._x_0_eps(one, zero, *at)
         return Affine(float(x_x), float(x_o), float(e_x), float(e_o))
 
