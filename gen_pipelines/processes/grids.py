@@ -206,11 +206,15 @@ def _usual_spacing(p: Parameterization) -> str:
 # ---------------------------------------------------------------------- respacing of sigma
 
 
+def _finite(sigma: float) -> float:
+    return _LARGEST_SIGMA if math.isinf(sigma) else sigma
+
+
 def _finite_range(p: Parameterization) -> tuple[float, float]:
     """(largest, smallest) trained sigma, both finite and above zero."""
     low, high = p.trained_t_range
     low = max(low, (high - low) / _count(p)) if p.trained_lambda_range[1] == math.inf else low
-    return min(sigma_of_level(p, p.path.level(high)), _LARGEST_SIGMA), sigma_of_level(p, p.path.level(low))
+    return _finite(sigma_of_level(p, p.path.level(high))), sigma_of_level(p, p.path.level(low))
 
 
 def _sigma_ends(p: Parameterization, o: GridOptions, largest: float, smallest: float) -> tuple[float, float]:
@@ -220,7 +224,7 @@ def _sigma_ends(p: Parameterization, o: GridOptions, largest: float, smallest: f
     smallest = smallest if o.sigma_min is None else o.sigma_min
     if not 0 < smallest <= largest:
         raise ValueError(f"set_timesteps: sigma_min = {smallest} and sigma_max = {largest}; give 0 < sigma_min <= sigma_max.")
-    return min(largest, _LARGEST_SIGMA), smallest
+    return _finite(largest), smallest
 
 
 def _karras(largest: float, smallest: float, n: int, rho: float) -> np.ndarray:
@@ -238,19 +242,22 @@ def _beta(largest: float, smallest: float, n: int) -> np.ndarray:
     return smallest + beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6) * (largest - smallest)
 
 
-def _respaced(p: Parameterization, n: int, o: GridOptions, times: np.ndarray) -> np.ndarray:
+def _respacing(o: GridOptions) -> str | None:
     chosen = [k for k in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas") if getattr(o, k)]
     if len(chosen) > 1:
         raise ValueError(f"set_timesteps: {' and '.join(chosen)} are set; choose one.")
-    if not chosen:
-        return times
-    if chosen == ["use_lu_lambdas"]:
+    return chosen[0] if chosen else None
+
+
+def _respaced(p: Parameterization, n: int, o: GridOptions, times: np.ndarray, respacing: str) -> np.ndarray:
+    if respacing == "use_lu_lambdas":
         return _lambda(p, n, o)
-    first, last = (sigma_of_level(p, p.path.level(float(t))) for t in (times[0], times[-1]))
-    largest, smallest = _sigma_ends(p, o, min(first, _LARGEST_SIGMA), last)
-    if chosen == ["use_karras_sigmas"]:
+    low, high = p.trained_t_range
+    first, last = (sigma_of_level(p, p.path.level(float(np.clip(t, low, high)))) for t in (times[0], times[-1]))
+    largest, smallest = _sigma_ends(p, o, _finite(first), last)
+    if respacing == "use_karras_sigmas":
         sigmas = _karras(largest, smallest, n, o.rho)
-    elif chosen == ["use_exponential_sigmas"]:
+    elif respacing == "use_exponential_sigmas":
         sigmas = np.exp(np.linspace(math.log(largest), math.log(smallest), n))
     else:
         sigmas = _beta(largest, smallest, n)
@@ -262,8 +269,8 @@ def _shifted(times: np.ndarray, o: GridOptions, mu: float | None) -> np.ndarray:
     if o.use_dynamic_shifting:
         if mu is None:
             raise ValueError(
-                "set_timesteps: the grid has use_dynamic_shifting, so it needs mu=... (log of the shift for the resolution, or the shift itself with "
-                "time_shift_type='linear'); pass it, or set use_dynamic_shifting=False and shift=..."
+                "set_timesteps: the grid has use_dynamic_shifting, so it needs mu=... (log of the shift for the resolution, or the shift "
+                "itself with time_shift_type='linear'); pass it, or set use_dynamic_shifting=False and shift=..."
             )
         if o.time_shift_type not in ("exponential", "linear"):
             raise ValueError(f"set_timesteps: time_shift_type {o.time_shift_type!r} is not known; use 'exponential' or 'linear'.")
@@ -289,8 +296,8 @@ def _into_range(p: Parameterization, times: np.ndarray) -> tuple[np.ndarray, np.
     if outside.any():
         keep[1:] = moved[1:] != moved[:-1]
         warnings.warn(
-            f"{int(outside.sum())} of {len(times)} grid nodes are outside the range the network was trained on (native time {low:g} to {high:g}); "
-            f"they are moved to its end and merged, which leaves {int(keep.sum())} steps.",
+            f"{int(outside.sum())} of {len(times)} grid nodes are outside the range the network was trained on (native time {low:g} to "
+            f"{high:g}); they are moved to its end and merged, which leaves {int(keep.sum())} steps.",
             stacklevel=4,
         )
     return moved, keep
@@ -372,9 +379,10 @@ def make_grid(
             times = _shifted(times, o, mu)
         if spacing == "flow" and not isinstance(p.path, LinearPath):
             times = np.array([time_of_sigma(p, t / (1 - t) if t < 1 else math.inf) for t in times])
-        respaced = _respaced(p, n, o, _into_range(p, times)[0] if not isinstance(p.path, LinearPath) else times)
-        linear_interpolation = respaced is times and spacing == "linspace" and o.interpolation_type == "linear"
-        times = respaced if respaced is not times else times
+        respacing = _respacing(o)
+        if respacing is not None:
+            times = _respaced(p, n, o, times, respacing)
+        linear_interpolation = respacing is None and spacing == "linspace" and o.interpolation_type == "linear"
     if (np.diff(times) >= 0).any() or not np.isfinite(times).all():
         raise ValueError(
             f"set_timesteps: the nodes must fall strictly from noise to data; they are, in the path's own time, "
@@ -393,14 +401,14 @@ def make_grid(
 
 
 def _linearly_interpolated(path: DiscreteVPPath, times: np.ndarray, levels: list[Level]) -> list[Level]:
-    """Levels whose sigma / alpha is interpolated linearly between indices, as diffusers' EulerDiscrete does; integer indices are unchanged."""
+    """Levels whose sigma / alpha is interpolated linearly between indices, as diffusers' EulerDiscrete does; the rest is unchanged."""
     out = []
     for t, level in zip(times, levels, strict=True):
         if float(t).is_integer():
             out.append(level)
             continue
         a, b = path.level(math.floor(t)).ratio, path.level(math.ceil(t)).ratio
-        ratio = a + (t - math.floor(t)) * (min(b, _LARGEST_SIGMA) - a)
+        ratio = a + (t - math.floor(t)) * (_finite(b) - a)
         out.append(Level(1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)))
     return out
 

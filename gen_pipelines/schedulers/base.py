@@ -291,8 +291,9 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
                 fits = False
             if not fits:
                 raise ValueError(
-                    f"{type(self).__name__}: {key}={value!r} was given, but the network has {theirs.get(key)!r} ({parameterization.path.name} path, "
-                    f"{parameterization.prediction}); leave the argument out, or correct the network with from_config(config, {key}={value!r})."
+                    f"{type(self).__name__}: {key}={value!r} was given, but the network has {theirs.get(key)!r} "
+                    f"({parameterization.path.name} path, {parameterization.prediction}); leave the argument out, or correct the network "
+                    f"with from_config(config, {key}={value!r})."
                 )
         new = copy.copy(self)
         taken = {k: v for k, v in (grid or {}).items() if k in _GRID_KEYS or k in _SHIFT_KEYS}
@@ -385,7 +386,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def timesteps(self) -> Tensor:
-        """What the network is given, one per network evaluation: int64 for whole indices, else float32; on the device of `set_timesteps`."""
+        """What the network is given, one per evaluation: int64 for whole indices, else float32; on the device of `set_timesteps`."""
         self._need_timesteps("timesteps")
         return self._timesteps
 
@@ -420,7 +421,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
-        """The position of a timestep, by value (this reads a tensor on an accelerator); where it is there twice, the one that begins a step."""
+        """The position of a timestep, by value (it reads a tensor on an accelerator); if it is there twice, the one that begins a step."""
         stages = self._need_timesteps("index_for_timestep")
         values = self._values if schedule_timesteps is None else schedule_timesteps.tolist()
         value = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
@@ -432,7 +433,8 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
     def _not_in_schedule(self, what: str, timestep: Any) -> ValueError:
         grid = self._values
         return ValueError(
-            f"{type(self).__name__}.{what}: timestep {timestep} is not in the current schedule ({len(grid)} steps from {grid[0]:g} to {grid[-1]:g}); "
+            f"{type(self).__name__}.{what}: timestep {timestep} is not in the current schedule ({len(grid)} steps from {grid[0]:g} to "
+            f"{grid[-1]:g}); "
             "call set_timesteps(...) first, or pass an element of scheduler.timesteps."
         )
 
@@ -519,7 +521,8 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
             generator = list(generator)
             if len(generator) not in (1, len(like)) or (len(generator) == 1 and len(like) > 1):
                 raise ValueError(
-                    f"{type(self).__name__}.step: {len(generator)} generators for a batch of {len(like)}; give one, or a list with one per sample."
+                    f"{type(self).__name__}.step: {len(generator)} generators for a batch of {len(like)}; give one, or a list with one "
+                    "per sample."
                 )
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
