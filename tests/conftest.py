@@ -10,8 +10,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 TEXT_WIDTH = 32
 LATENT_CHANNELS = 4

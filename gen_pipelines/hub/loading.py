@@ -40,7 +40,9 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a folder; pass the folder that save_pretrained(...) wrote, or a Hub id such as 'user/name'.")
     if not (folder / INDEX_NAME).is_file():
         content = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(f"{folder} is no pipeline: it has no {INDEX_NAME} (it holds: {content}); pass the folder that save_pretrained(...) wrote.")
+        raise ValueError(
+            f"{folder} is no pipeline: it has no {INDEX_NAME} (it holds: {content}); pass the folder that save_pretrained(...) wrote."
+        )
     index = read_json(folder / INDEX_NAME, "save or download the pipeline again.")
     if "_class_name" not in index:
         raise ValueError(f"{folder / INDEX_NAME} names no pipeline class (_class_name); save or download the pipeline again.")
@@ -52,7 +54,11 @@ def components_of(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {
         name: (value[0], value[1])
         for name, value in index.items()
-        if not name.startswith("_") and isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], str)
+        if not name.startswith("_")
+        and isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], str)
     }
 
 
@@ -95,7 +101,7 @@ def weight_files(folder: Path, library: str, variant: str | None = None) -> list
     """
     stem = _WEIGHT_STEM.get(library, _DEFAULT_STEM)
     for name in ([f"{stem}.{variant}"] if variant else []) + [stem]:
-        single, sharded = folder / f"{name}.safetensors", folder / f"{stem}.safetensors.index{name[len(stem):]}.json"
+        single, sharded = folder / f"{name}.safetensors", folder / f"{stem}.safetensors.index{name[len(stem) :]}.json"
         if sharded.is_file():
             shards = read_json(sharded, "download or save the component again.").get("weight_map", {})
             return [folder / shard for shard in sorted(set(shards.values()))]
@@ -103,7 +109,9 @@ def weight_files(folder: Path, library: str, variant: str | None = None) -> list
             return [single]
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
     if pickles:
-        raise ValueError(f"{folder} holds pickled weights only ({', '.join(pickles)}), which may run code; convert them to safetensors first.")
+        raise ValueError(
+            f"{folder} holds pickled weights only ({', '.join(pickles)}), which may run code; convert them to safetensors first."
+        )
     raise ValueError(f"the weight file {folder / (stem + '.safetensors')} is missing; download or save the component again.")
 
 
@@ -138,7 +146,9 @@ def load_module(folder: Path, library: str, cls: type, dtype: Any, variant: str 
     try:
         model, info = cls.from_pretrained(str(folder), **kwargs)
     except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{where} cannot be loaded: {_reason(folder, cls, kwargs, error)}; the weights do not fit its config.json.") from error
+        raise ValueError(
+            f"{where} cannot be loaded: {_reason(folder, cls, kwargs, error)}; the weights do not fit its config.json."
+        ) from error
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{files[0]} has no weights for {', '.join(missing[:3])}{more} of {cls.__name__}; download or save it again.")
@@ -150,7 +160,9 @@ def _reason(folder: Path, cls: type, kwargs: dict[str, Any], error: Exception) -
     if "ignore_mismatched_sizes" in str(error) and issubclass(cls, _pretrained_model()):
         _, info = cls.from_pretrained(str(folder), ignore_mismatched_sizes=True, **kwargs)
         if wrong := sorted(info["mismatched_keys"]):
-            return "; ".join(f"{key} has shape {tuple(there)} in the file and {tuple(wanted)} in the model" for key, there, wanted in wrong[:3])
+            return "; ".join(
+                f"{key} has shape {tuple(there)} in the file and {tuple(wanted)} in the model" for key, there, wanted in wrong[:3]
+            )
     return str(error).split(" If you want to instead")[0].strip().rstrip(".")
 
 

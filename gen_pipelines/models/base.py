@@ -21,9 +21,13 @@ class GenerativeModel(ModelMixin, ConfigMixin):
             ValueError: pickles were asked for, or the file has no weights for a parameter or buffer of the model.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
-            raise ValueError(f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors={kwargs['use_safetensors']!r}.")
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors={kwargs['use_safetensors']!r}."
+            )
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{pretrained_model_name_or_path}: no weights for {', '.join(missing[:5])} of {cls.__name__}; download or save it again.")
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: no weights for {', '.join(missing[:5])} of {cls.__name__}; download or save it again."
+            )
         return (model, info) if wants_info else model

@@ -66,10 +66,14 @@ class TextCondition:
             if all(v is None for v in values):
                 continue
             if any(v is None for v in values):
-                raise ValueError(f"TextCondition.cat: only some of the {len(values)} conditions have {f.name!r}; give it to all of them or to none.")
+                raise ValueError(
+                    f"TextCondition.cat: only some of the {len(values)} conditions have {f.name!r}; give it to all of them or to none."
+                )
             shapes = {tuple(v.shape[1:]) for v in values}
             if len(shapes) > 1:
-                raise ValueError(f"TextCondition.cat: {f.name!r} has different shapes per caption, {sorted(shapes)}; encode all with one tokenizer.")
+                raise ValueError(
+                    f"TextCondition.cat: {f.name!r} has different shapes per caption, {sorted(shapes)}; encode all with one tokenizer."
+                )
             parts[f.name] = torch.cat(values)
         return TextCondition(**parts)
 
@@ -100,7 +104,9 @@ def _labels(name: str, condition: Condition | None) -> Tensor | None:
     if condition is None:
         return None
     if not isinstance(condition, ClassCondition):
-        raise ValueError(f"{name} is conditioned on classes and was given a {type(condition).__name__}; pass ClassCondition(labels=...) or None.")
+        raise ValueError(
+            f"{name} is conditioned on classes and was given a {type(condition).__name__}; pass ClassCondition(labels=...) or None."
+        )
     return condition.labels
 
 
@@ -119,7 +125,10 @@ def _pixart(network: nn.Module, x: Tensor, t: Tensor | float, condition: Conditi
     size: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if inner.use_additional_conditions:
         if text.size is None:
-            raise ValueError("this PixArtTransformer2DModel was trained with picture sizes (use_additional_conditions=True): set TextCondition.size, (B, 2).")
+            raise ValueError(
+                "this PixArtTransformer2DModel was trained with picture sizes (use_additional_conditions=True): "
+                "set TextCondition.size, (B, 2)."
+            )
         size = {"resolution": text.size.to(x.dtype), "aspect_ratio": (text.size[:, :1] / text.size[:, 1:]).to(x.dtype)}
     return network(
         x,
@@ -175,7 +184,9 @@ def caller_of(network: nn.Module) -> Callable[..., Tensor]:
     for cls in type(network).__mro__:
         if cls.__name__ in _CALLERS:
             return _CALLERS[cls.__name__]
-    raise TypeError(f"predict: no way to call a {type(network).__name__} is known; known networks are {', '.join(_CALLERS)} and their subclasses.")
+    raise TypeError(
+        f"predict: no way to call a {type(network).__name__} is known; known networks are {', '.join(_CALLERS)} and their subclasses."
+    )
 
 
 def predict(denoiser: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None = None) -> Tensor:
@@ -227,7 +238,9 @@ def encode_text(
     if max_length is None and positions is not None:
         length = min(length, positions)
     if length > 100_000:  # transformers' stand-in for "no limit"
-        raise ValueError("encode_text: this tokenizer has no model_max_length; pass max_length=, the number of tokens the denoiser was trained with.")
+        raise ValueError(
+            "encode_text: this tokenizer has no model_max_length; pass max_length=, the number of tokens the denoiser was trained with."
+        )
     device = device if device is not None else next(text_encoder.parameters()).device
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="pt")
     if bool(tokens.attention_mask[:, -1].any()):  # only a caption that fills its row can have been cut
@@ -247,5 +260,9 @@ def _warn_of_truncation(tokenizer: Any, prompts: list[str], length: int) -> None
         room = length - tokenizer.num_special_tokens_to_add()
         if len(ids) > room:
             logger.warning(
-                "the prompt %r has %d tokens and the model reads %d: this part was cut: %r", prompt, len(ids), room, tokenizer.decode(ids[room:]).strip()
+                "the prompt %r has %d tokens and the model reads %d: this part was cut: %r",
+                prompt,
+                len(ids),
+                room,
+                tokenizer.decode(ids[room:]).strip(),
             )

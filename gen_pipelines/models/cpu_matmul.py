@@ -63,7 +63,9 @@ def probe_cpu_matmul() -> MatmulProbe:
                     best[switch] = min(best[switch], _seconds(x, weight, repeats=4))
     speedup = best[0] / max(best[1], 1e-12)
     if not errors[1] <= MAX_ERROR:
-        return MatmulProbe(False, speedup, errors[1], errors[0], f"its error {errors[1]:.1e} is above {MAX_ERROR:.0e}: this CPU really rounds to bf16")
+        return MatmulProbe(
+            False, speedup, errors[1], errors[0], f"its error {errors[1]:.1e} is above {MAX_ERROR:.0e}: this CPU really rounds to bf16"
+        )
     if speedup <= 1.0:
         return MatmulProbe(False, speedup, errors[1], errors[0], f"it is not faster here ({speedup:.2f} times the default)")
     return MatmulProbe(True, speedup, errors[1], errors[0], f"{speedup:.2f} times the default, error {errors[1]:.1e}")
@@ -84,13 +86,17 @@ class fast_cpu_matmul(contextlib.ContextDecorator):
     ```
     """
 
+    def __init__(self) -> None:
+        self._contexts: list[contextlib.AbstractContextManager[None]] = []  # a decorated function may call itself
+
     def __enter__(self) -> MatmulProbe:
         probe = probe_cpu_matmul()
         if not probe.enabled:
             logger.warning("fast_cpu_matmul: the default matrix product stays: %s.", probe.reason)
-        self._context = _oneDNN_products(probe.enabled)
-        self._context.__enter__()
+        context = _oneDNN_products(probe.enabled)
+        context.__enter__()
+        self._contexts.append(context)
         return probe
 
     def __exit__(self, *exception: object) -> None:
-        self._context.__exit__(*exception)
+        self._contexts.pop().__exit__(*exception)

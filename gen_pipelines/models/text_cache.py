@@ -53,17 +53,17 @@ class CachedAttnProcessor:
         self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         x, text = hidden_states, encoder_hidden_states
-        query = self._heads(attn, attn.to_q(x))                                             # (B, heads, N, D / heads)
+        query = self._heads(attn, attn.to_q(x))  # (B, heads, N, D / heads)
         if text is None:
             key, value = self._heads(attn, attn.to_k(x)), self._heads(attn, attn.to_v(x))
         else:
-            key, value = self._text_key_value(attn, text)                                   # (B, heads, L, D / heads)
+            key, value = self._text_key_value(attn, text)  # (B, heads, L, D / heads)
         if attn.norm_q is not None:
             query = attn.norm_q(query)
-        if attention_mask is not None:                                                      # (B, 1, L), a bias
+        if attention_mask is not None:  # (B, 1, L), a bias
             attention_mask = attention_mask.unsqueeze(1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)   # (B, heads, N, D / heads)
-        out = attn.to_out[0](out.transpose(1, 2).flatten(2))                                # (B, N, D)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)  # (B, heads, N, D / heads)
+        out = attn.to_out[0](out.transpose(1, 2).flatten(2))  # (B, N, D)
         return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
 
     @staticmethod
@@ -101,8 +101,8 @@ class TextCache:
             # a column that is padding for every caption has weight exp(-10000) = 0 in every softmax: it is left out
             length = int(used.max()) + 1
         embeds, mask = condition.embeds[:, :length].contiguous(), condition.mask[:, :length]
-        bias = (1 - mask.to(embeds.dtype)) * -10000.0                                       # (B, L), diffusers' values
-        return replace(condition, embeds=embeds, mask=bias.unsqueeze(1))                    # (B, 1, L), its form of a ready bias
+        bias = (1 - mask.to(embeds.dtype)) * -10000.0  # (B, L), diffusers' values
+        return replace(condition, embeds=embeds, mask=bias.unsqueeze(1))  # (B, 1, L), its form of a ready bias
 
 
 def _cacheable(attn: Any) -> bool:

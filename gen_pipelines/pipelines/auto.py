@@ -14,8 +14,14 @@ BUNDLED = "bundled:"
 # classes of diffusers that ours load, and what ours must be told about them
 _FROM_DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "StableDiffusionPipeline": ("LatentTextToImagePipeline", {}),
-    "PixArtAlphaPipeline": ("LatentTextToImagePipeline", {"max_text_tokens": 120, "default_num_inference_steps": 20, "default_guidance_scale": 4.5}),
-    "PixArtSigmaPipeline": ("LatentTextToImagePipeline", {"max_text_tokens": 300, "default_num_inference_steps": 20, "default_guidance_scale": 4.5}),
+    "PixArtAlphaPipeline": (
+        "LatentTextToImagePipeline",
+        {"max_text_tokens": 120, "default_num_inference_steps": 20, "default_guidance_scale": 4.5},
+    ),
+    "PixArtSigmaPipeline": (
+        "LatentTextToImagePipeline",
+        {"max_text_tokens": 300, "default_num_inference_steps": 20, "default_guidance_scale": 4.5},
+    ),
 }
 
 # components that a class of diffusers may have and that ours can do without
@@ -44,7 +50,8 @@ class AutoPipeline:
             kwargs: as in `GenerativePipeline.from_pretrained`.
         Returns: one of our pipelines, or a diffusers pipeline where ours cannot stand in for it.
         Raises:
-            ValueError: no pipeline there, a bundled name that does not exist, a class that nobody knows, or one that is code in the repository.
+            ValueError: no pipeline there, a bundled name that does not exist, a class that nobody knows, or one that is code in the
+                repository.
             OSError: the Hub cannot be reached or has no such repository.
         """
         from .base import GenerativePipeline
@@ -55,7 +62,9 @@ class AutoPipeline:
         if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
             index = read_index(path)
         else:
-            options = {k: kwargs[k] for k in ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant") if k in kwargs}
+            options = {
+                k: kwargs[k] for k in ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant") if k in kwargs
+            }
             index = read_index(GenerativePipeline.download_index(path, **options))
         target, options = cls._target(index, path)
         return target.from_pretrained(path, **{**options, **kwargs})
@@ -66,7 +75,10 @@ class AutoPipeline:
 
         name = index["_class_name"]
         if not isinstance(name, str):
-            raise ValueError(f"{path}: its pipeline class {name!r} is code in the repository, which is never run; load it with diffusers if you trust it.")
+            raise ValueError(
+                f"{path}: its pipeline class {name!r} is code in the repository, which is never run; "
+                "load it with diffusers if you trust it."
+            )
         if (ours := _pipeline_class(gen_pipelines, name)) is not None:
             return ours, {}
         if name in _FROM_DIFFUSERS and _fits(index):
@@ -75,7 +87,10 @@ class AutoPipeline:
         diffusers = importlib.import_module("diffusers")
         if (theirs := _pipeline_class(diffusers, name)) is not None:
             return theirs, {"use_safetensors": True}
-        raise ValueError(f"{path}: pipeline class {name!r} is known neither to gen_pipelines nor to diffusers {diffusers.__version__}; update them, or check {path}.")
+        raise ValueError(
+            f"{path}: pipeline class {name!r} is known neither to gen_pipelines nor to diffusers {diffusers.__version__}; "
+            f"update them, or check {path}."
+        )
 
 
 def _pipeline_class(library: Any, name: str) -> Any:

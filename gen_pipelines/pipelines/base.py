@@ -30,7 +30,16 @@ _NEVER = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.msgpack", 
 
 # what from_pretrained takes besides components and the pipeline's own options
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
-_LOAD_OPTIONS = ("variant", "low_cpu_mem_usage", "device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config", "disable_mmap")
+_LOAD_OPTIONS = (
+    "variant",
+    "low_cpu_mem_usage",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "quantization_config",
+    "disable_mmap",
+)
 
 _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16}
 _DTYPES |= {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -97,12 +106,16 @@ class GenerativePipeline(DiffusionPipeline):
         """A copy of the scheduler bound to what is known of the network; the first scheduler says what that is."""
         known = self.__dict__.get("_parameterization")
         if not isinstance(scheduler, SchedulerMixin):
-            raise TypeError(f"{type(self).__name__}.scheduler: a {type(scheduler).__name__} is not a scheduler; assign one of gen_pipelines.schedulers or of diffusers.")
+            raise TypeError(
+                f"{type(self).__name__}.scheduler: a {type(scheduler).__name__} is not a scheduler; "
+                "assign one of gen_pipelines.schedulers or of diffusers."
+            )
         scheduler = host_scheduler(scheduler, known)
         if known is None:
             self.__dict__["_parameterization"] = scheduler.parameterization
             return scheduler
-        return scheduler.bind(known)
+        before = self.__dict__.get("scheduler")
+        return scheduler.bind(known, grid=None if before is None else before.config)
 
     # -------------------------------------------------------------------------------------------------------------- what is not there
 
@@ -113,7 +126,8 @@ class GenerativePipeline(DiffusionPipeline):
             NotImplementedError: this pipeline has none.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no log_likelihood; compare its pictures by FID, KID or precision and recall instead (gen-pipelines evaluate)."
+            f"{type(self).__name__} has no log_likelihood; compare its pictures by FID, KID or precision and recall instead "
+            "(gen-pipelines evaluate)."
         )
 
     def report_non_finite(self, *tensors: Tensor) -> int:
@@ -124,7 +138,8 @@ class GenerativePipeline(DiffusionPipeline):
         if count := int(bad.sum()):
             which = ", ".join(str(i) for i in bad.nonzero().flatten().tolist()[:8])
             logger.warning(
-                "%s: %d of %d pictures have values that are not finite (numbers %s%s); use dtype=torch.float32 or bfloat16, or a lower guidance scale.",
+                "%s: %d of %d pictures have values that are not finite (numbers %s%s); use dtype=torch.float32 or bfloat16, "
+                "or a lower guidance scale.",
                 type(self).__name__, count, len(bad), which, ", ..." if count > 8 else "",
             )  # fmt: skip
         return count
@@ -147,9 +162,13 @@ class GenerativePipeline(DiffusionPipeline):
         """
         path = str(pretrained_model_name_or_path)
         if kwargs.pop("use_safetensors", True) not in (True, None):
-            raise ValueError(f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors=False; convert pickled weights first.")
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors=False; convert pickled weights first."
+            )
         if kwargs.pop("trust_remote_code", False) or kwargs.pop("custom_pipeline", None):
-            raise ValueError(f"{cls.__name__}.from_pretrained: code from a repository is never run; leave out trust_remote_code and custom_pipeline.")
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: code from a repository is never run; leave out trust_remote_code and custom_pipeline."
+            )
         dtype = as_dtype(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
         folder = cls._folder(path, kwargs)
         index = read_index(folder)
@@ -159,7 +178,9 @@ class GenerativePipeline(DiffusionPipeline):
         if named := sorted(name for name in dropped if name not in kwargs or kwargs[name] is not None):
             logger.warning("%s does not use these components of %s: %s.", cls.__name__, path, ", ".join(named))
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped and name not in set(index) - ours}
-        modules = {} if kwargs.get("device_map") or kwargs.get("quantization_config") else cls._load_modules(folder, index, dtype, ours, kwargs)
+        modules = (
+            {} if kwargs.get("device_map") or kwargs.get("quantization_config") else cls._load_modules(folder, index, dtype, ours, kwargs)
+        )
         pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **modules, **kwargs)
         pipe.register_to_config(_name_or_path=path)
         return pipe
@@ -178,13 +199,17 @@ class GenerativePipeline(DiffusionPipeline):
             raise TypeError(f"{cls.__name__}.from_pretrained: unknown arguments {', '.join(unknown)}; allowed are {allowed}.")
 
     @classmethod
-    def _load_modules(cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any]) -> dict[str, nn.Module]:
+    def _load_modules(
+        cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any]
+    ) -> dict[str, nn.Module]:
         modules = {}
         for name, (library, class_name) in components_of(index).items():
             if name not in ours or name in kwargs:
                 continue
             if not (folder / name).is_dir():
-                raise ValueError(f"{folder} lacks the folder {name!r} of a component that its {INDEX_NAME} names; download or save the pipeline again.")
+                raise ValueError(
+                    f"{folder} lacks the folder {name!r} of a component that its {INDEX_NAME} names; download or save the pipeline again."
+                )
             component = component_class(library, class_name)
             if isinstance(component, type) and issubclass(component, nn.Module):
                 wanted = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
@@ -264,6 +289,7 @@ class GenerativePipeline(DiffusionPipeline):
         commit_message: str | None = None,
         create_pr: bool = False,
         license: str | None = None,
+        notes: str = "",
     ) -> None:
         """Saves the pipeline as a folder: written aside and moved into place, so that an interrupted save leaves what was there.
 
@@ -271,10 +297,13 @@ class GenerativePipeline(DiffusionPipeline):
             save_directory: the folder. Components in it are replaced; other files in it, a README.md among them, stay.
             safe_serialization: only True: weights are safetensors.
             variant, max_shard_size, push_to_hub, repo_id, private, token, commit_message, create_pr: as in diffusers.
-            license: for the model card that is written if the folder has none, such as "apache-2.0".
+            license, notes: for the model card that is written if the folder has none: an identifier such as "apache-2.0", and Markdown.
         """
         if safe_serialization is not True:
-            raise ValueError(f"{type(self).__name__}.save_pretrained: weights are written as safetensors only, got safe_serialization={safe_serialization!r}.")
+            raise ValueError(
+                f"{type(self).__name__}.save_pretrained: weights are written as safetensors only, "
+                f"got safe_serialization={safe_serialization!r}."
+            )
         path = Path(save_directory)
         repo_id = repo_id or path.resolve().name
         with written_at_once(path, by_file=variant is not None) as side:
@@ -282,7 +311,7 @@ class GenerativePipeline(DiffusionPipeline):
             for file in side.rglob("*.json"):
                 _strip_origin(file)
             if not (path / "README.md").exists():
-                (side / "README.md").write_text(self.model_card(repo_id, license), encoding="utf-8")
+                (side / "README.md").write_text(self.model_card(repo_id, license, notes), encoding="utf-8")
         if push_to_hub:
             self._push(path, repo_id, private, token, commit_message, create_pr)
 
@@ -305,7 +334,14 @@ class GenerativePipeline(DiffusionPipeline):
             return self._push(path, repo_id, private, token, commit_message, create_pr, subfolder)
 
     def _push(
-        self, path: Path, repo_id: str, private: bool | None, token: str | None, message: str | None, create_pr: bool, subfolder: str | None = None
+        self,
+        path: Path,
+        repo_id: str,
+        private: bool | None,
+        token: str | None,
+        message: str | None,
+        create_pr: bool,
+        subfolder: str | None = None,
     ) -> Any:
         from huggingface_hub import HfApi
 
@@ -324,8 +360,12 @@ class GenerativePipeline(DiffusionPipeline):
         )
 
 
+# where a component came from: it says something about this machine and nothing about the component
+_ORIGIN = ("_name_or_path", "is_local", "local_files_only")
+
+
 def _strip_origin(file: Path) -> None:
-    """Drops the path that a component was loaded from: it says something about this machine and nothing about the component."""
     content = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-        file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if isinstance(content, dict) and any(key in content for key in _ORIGIN):
+        kept = {key: value for key, value in content.items() if key not in _ORIGIN}
+        file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -86,7 +86,8 @@ class DiffusersGuidance:
 def as_guidance(guidance: Any) -> Guidance:
     """A guidance from a number, one of our objects, or a guider of diffusers.
 
-    Numbers mean what they mean in diffusers: up to 1 there is no guidance. For the formula at every scale pass ClassifierFreeGuidance(scale).
+    Numbers mean what they mean in diffusers: up to 1 there is no guidance. For the formula at every scale pass
+    ClassifierFreeGuidance(scale).
 
     Raises:
         ValueError: the number is not finite or negative.
@@ -101,5 +102,6 @@ def as_guidance(guidance: Any) -> Guidance:
     if hasattr(guidance, "prepare_inputs") and hasattr(guidance, "set_state"):
         return DiffusersGuidance(guidance)
     raise TypeError(
-        f"guidance_scale must be a number, an object with branches(...) and combine(...), or a guider of diffusers; got a {type(guidance).__name__}."
+        f"guidance_scale must be a number, an object with branches(...) and combine(...), or a guider of diffusers; "
+        f"got a {type(guidance).__name__}."
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
+
+from .. import schedulers
 
 if TYPE_CHECKING:
     from ..processes.parameterization import Parameterization
@@ -21,7 +24,8 @@ def host_scheduler(scheduler: Any, known: Parameterization | None) -> Any:
 
     Args:
         scheduler: a scheduler of ours or of diffusers.
-        known: what is known of the pipeline's network, or None while nothing is.
+        known: what is known of the pipeline's network. While it is None, the config of a diffusers scheduler says what the network is;
+            later only what differs from the defaults of its class counts, and the twin is not bound yet.
     Raises:
         ValueError: no twin exists for this class of diffusers.
     """
@@ -33,11 +37,10 @@ def host_scheduler(scheduler: Any, known: Parameterization | None) -> Any:
             f"{name} of diffusers cannot be used here yet; those that can are {', '.join(_TWINS)}. "
             "Pass scheduler=DDIMScheduler.from_config(...) or another scheduler of gen_pipelines instead."
         )
-    import gen_pipelines
-
-    twin = getattr(gen_pipelines, _TWINS[name])
+    twin = getattr(schedulers, _TWINS[name])
     if known is None:
         return twin.from_config(scheduler.config)
     # what the user did not set is the default of a class that knows nothing of this network: it says nothing
-    defaults = set(scheduler.config.get("_use_default_values", ()))
-    return twin.from_config({k: v for k, v in scheduler.config.items() if k not in defaults and not k.startswith("_")}, parameterization=known)
+    silent = set(scheduler.config.get("_use_default_values", ()))
+    takes = inspect.signature(twin.__init__).parameters
+    return twin(**{key: value for key, value in scheduler.config.items() if key in takes and key not in silent})

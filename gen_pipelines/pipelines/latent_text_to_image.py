@@ -63,7 +63,9 @@ class LatentTextToImagePipeline(GenerativePipeline):
     ) -> None:
         super().__init__()
         if (unet is None) == (transformer is None):
-            raise ValueError(f"LatentTextToImagePipeline: give exactly one of unet and transformer, got {'neither' if unet is None else 'both'}.")
+            raise ValueError(
+                f"LatentTextToImagePipeline: give exactly one of unet and transformer, got {'neither' if unet is None else 'both'}."
+            )
         _refuse_unsupported(unet)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, unet=unet, transformer=transformer
@@ -108,8 +110,8 @@ class LatentTextToImagePipeline(GenerativePipeline):
             height, width: of the picture in pixels; by default the size the denoiser was trained on.
             num_inference_steps: network evaluations (pairs of them under guidance, in one batch).
             timesteps, sigmas: an explicit grid instead, as in the scheduler's `set_timesteps`.
-            guidance_scale: s in uncond + s (cond - uncond). Up to 1 there is no guidance and the unconditional branch is not evaluated. Or a
-                guidance object: `ClassifierFreeGuidance`, anything with its two methods, or a guider of diffusers.
+            guidance_scale: s in uncond + s (cond - uncond). Up to 1 there is no guidance and the unconditional branch is not evaluated.
+                Or a guidance object: `ClassifierFreeGuidance`, anything with its two methods, or a guider of diffusers.
             negative_prompt: what takes the place of the empty caption, one for all prompts or one each.
             num_images_per_prompt: pictures per prompt.
             eta: noise of DDIM, 0 to 1; used by schedulers whose `step` has it.
@@ -155,12 +157,15 @@ class LatentTextToImagePipeline(GenerativePipeline):
             conditions = self.with_size(conditions, height, width)
 
             # 4. Noise
-            latents = self.prepare_latents(len(conditions["cond"]), height, width, generator, latents, device)   # (B, C, h, w)
+            latents = self.prepare_latents(len(conditions["cond"]), height, width, generator, latents, device)  # (B, C, h, w)
             step_options = self.step_options(eta, generator)
 
             # 5. Denoise
             hooked = getattr(guidance, "hooks_network", False)
-            with contextlib.nullcontext(TextCache()) if hooked else cached_text(self.denoiser) as cache, self.progress_bar(total=len(steps)) as bar:
+            with (
+                contextlib.nullcontext(TextCache()) if hooked else cached_text(self.denoiser) as cache,
+                self.progress_bar(total=len(steps)) as bar,
+            ):
                 batches: dict[tuple[str, ...], TextCondition] = {}
                 for i, t in enumerate(steps):
                     if self._interrupt:
@@ -168,13 +173,13 @@ class LatentTextToImagePipeline(GenerativePipeline):
                     branches = guidance.branches(i, len(steps), t)
                     if branches not in batches:
                         batches[branches] = cache.prepare(TextCondition.cat([conditions[branch] for branch in branches]))
-                    model_input = self.scheduler.scale_model_input(latents, t)                                  # (B, C, h, w)
+                    model_input = self.scheduler.scale_model_input(latents, t)  # (B, C, h, w)
                     if hooked:
                         outputs = self.predict_one_by_one(guidance, branches, conditions, model_input, t)
                     else:
                         outputs = self.predict_together(len(branches), batches[branches], model_input, t)
-                    output = guidance.combine(outputs)                                                          # (B, C', h, w)
-                    latents = self.scheduler.step(output, t, latents, **step_options, return_dict=False)[0]     # (B, C, h, w)
+                    output = guidance.combine(outputs)  # (B, C', h, w)
+                    latents = self.scheduler.step(output, t, latents, **step_options, return_dict=False)[0]  # (B, C, h, w)
                     if callback_on_step_end is not None:
                         latents, conditions, guidance = self.call_back(
                             callback_on_step_end, callback_on_step_end_tensor_inputs, i, t, latents, conditions, guidance, batches
@@ -182,7 +187,7 @@ class LatentTextToImagePipeline(GenerativePipeline):
                     bar.update()
 
             # 6. Decode, and say so if something went wrong
-            images = latents if output_type == "latent" else self.decode_latents(latents)                       # (B, 3, H, W)
+            images = latents if output_type == "latent" else self.decode_latents(latents)  # (B, 3, H, W)
             self.report_non_finite(latents, images)
             images = self.image_processor.postprocess(images, output_type=output_type)
         finally:
@@ -232,7 +237,10 @@ class LatentTextToImagePipeline(GenerativePipeline):
         for name, value in (("height", height), ("width", width)):
             _check_count(name, value)
             if value % self.size_multiple:
-                raise ValueError(f"{name} must be a multiple of {self.size_multiple} pixels for this model, got {value}; near it is {_near(value, self.size_multiple)}.")
+                raise ValueError(
+                    f"{name} must be a multiple of {self.size_multiple} pixels for this model, got {value}; "
+                    f"near it is {_near(value, self.size_multiple)}."
+                )
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
         if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0.0 <= eta <= 1.0:
@@ -242,7 +250,10 @@ class LatentTextToImagePipeline(GenerativePipeline):
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"callback_on_step_end must be callable, got a {type(callback_on_step_end).__name__}.")
         if unknown := [n for n in callback_on_step_end_tensor_inputs if n not in self._callback_tensor_inputs]:
-            raise ValueError(f"callback_on_step_end_tensor_inputs must be among {', '.join(self._callback_tensor_inputs)}, got {', '.join(map(str, unknown))}.")
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs must be among {', '.join(self._callback_tensor_inputs)}, "
+                f"got {', '.join(map(str, unknown))}."
+            )
 
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError(f"give prompt or prompt_embeds, got {'neither' if prompt is None else 'both'}.")
@@ -255,12 +266,18 @@ class LatentTextToImagePipeline(GenerativePipeline):
             if embeds is not None and (not isinstance(embeds, Tensor) or embeds.ndim != 3):
                 raise ValueError(f"{name}_embeds must be a tensor of shape (prompts, tokens, width), got {_shape(embeds)}.")
             if mask is not None and (embeds is None or tuple(mask.shape) != tuple(embeds.shape[:2])):
-                raise ValueError(f"{name}_attention_mask must come with {name}_embeds and have its first two dimensions, got {_shape(mask)} and {_shape(embeds)}.")
+                raise ValueError(
+                    f"{name}_attention_mask must come with {name}_embeds and have its first two dimensions, "
+                    f"got {_shape(mask)} and {_shape(embeds)}."
+                )
         prompts = 1 if isinstance(prompt, str) else len(prompt) if prompt is not None else len(prompt_embeds)
         if isinstance(negative_prompt, (list, tuple)) and len(negative_prompt) != prompts:
             raise ValueError(f"negative_prompt must be one caption or {prompts}, one per prompt; got {len(negative_prompt)}.")
         if negative_prompt_embeds is not None and prompt_embeds is not None and negative_prompt_embeds.shape != prompt_embeds.shape:
-            raise ValueError(f"negative_prompt_embeds must have the shape of prompt_embeds, {_shape(prompt_embeds)}, got {_shape(negative_prompt_embeds)}.")
+            raise ValueError(
+                f"negative_prompt_embeds must have the shape of prompt_embeds, {_shape(prompt_embeds)}, "
+                f"got {_shape(negative_prompt_embeds)}."
+            )
         if negative_prompt_embeds is not None and len(negative_prompt_embeds) != prompts:
             raise ValueError(f"negative_prompt_embeds must be one per prompt, {prompts}, got {len(negative_prompt_embeds)}.")
 
@@ -274,7 +291,9 @@ class LatentTextToImagePipeline(GenerativePipeline):
         if latents is not None:
             wanted = self.latents_shape(batch, height, width)
             if not isinstance(latents, Tensor) or tuple(latents.shape) != wanted:
-                raise ValueError(f"latents must be a tensor of shape {wanted} for {batch} pictures of {height} x {width}, got {_shape(latents)}.")
+                raise ValueError(
+                    f"latents must be a tensor of shape {wanted} for {batch} pictures of {height} x {width}, got {_shape(latents)}."
+                )
 
     def start_guidance(self, guidance_scale: Any) -> Guidance:
         """The guidance of this call; a callback may change `pipe._guidance_scale` or set `pipe._interrupt`."""
@@ -338,7 +357,9 @@ class LatentTextToImagePipeline(GenerativePipeline):
         """The conditions "cond" and, where it is needed, "uncond", each (B, ...), the pictures of one prompt next to each other."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt is not None else None
         count = len(prompts) if prompts is not None else len(prompt_embeds)
-        negatives = [negative_prompt or ""] * count if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
+        negatives = (
+            [negative_prompt or ""] * count if negative_prompt is None or isinstance(negative_prompt, str) else list(negative_prompt)
+        )
         if not needs_unconditional and (negative_prompt or negative_prompt_embeds is not None):
             logger.warning("the negative prompt has no effect: there is no guidance at guidance_scale = %s.", self._guidance_scale)
 
@@ -375,9 +396,7 @@ class LatentTextToImagePipeline(GenerativePipeline):
         """(B, C, h, w) of the latents of a batch of pictures."""
         return batch, self.denoiser.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
-    def prepare_latents(
-        self, batch: int, height: int, width: int, generator: Any, latents: Tensor | None, device: torch.device
-    ) -> Tensor:
+    def prepare_latents(self, batch: int, height: int, width: int, generator: Any, latents: Tensor | None, device: torch.device) -> Tensor:
         """The state that sampling starts from, (B, C, h, w), float32 whatever the network's dtype."""
         if latents is None:
             generator = list(generator) if isinstance(generator, tuple) else generator
@@ -433,11 +452,15 @@ class LatentTextToImagePipeline(GenerativePipeline):
         scale = self._guidance_scale
         answer = callback(self, step, t, {name: tensors[name] for name in names}) or {}
         if unknown := sorted(set(answer) - set(self._callback_tensor_inputs)):
-            raise ValueError(f"callback_on_step_end returned {', '.join(unknown)}; it may return {', '.join(self._callback_tensor_inputs)}.")
+            raise ValueError(
+                f"callback_on_step_end returned {', '.join(unknown)}; it may return {', '.join(self._callback_tensor_inputs)}."
+            )
         if self._guidance_scale is not scale:
             guidance = as_guidance(self._guidance_scale)
         if answer.get("prompt_embeds", both) is not both or answer.get("negative_prompt_embeds", negative) is not negative:
-            conditions = _with_embeds(conditions, answer.get("prompt_embeds", both), both, answer.get("negative_prompt_embeds", negative), negative)
+            conditions = _with_embeds(
+                conditions, answer.get("prompt_embeds", both), both, answer.get("negative_prompt_embeds", negative), negative
+            )
             batches.clear()
         return answer.get("latents", latents), conditions, guidance
 
@@ -460,8 +483,8 @@ def _refuse_unsupported(unet: Any) -> None:
     for option in ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
         if unet is not None and (value := getattr(unet.config, option, None)) is not None:
             raise ValueError(
-                f"LatentTextToImagePipeline: this U-Net has {option}={value!r}, which it cannot be given here; AutoPipeline.from_pretrained "
-                "loads such a repository as diffusers' own pipeline."
+                f"LatentTextToImagePipeline: this U-Net has {option}={value!r}, which it cannot be given here; "
+                "AutoPipeline.from_pretrained loads such a repository as diffusers' own pipeline."
             )
 
 
@@ -521,5 +544,7 @@ def _with_embeds(
     if negative is not old_negative and negative is not None and "uncond" in conditions:
         new["uncond"] = negative
     if wrong := [name for name, c in conditions.items() if new[name].shape != c.embeds.shape]:
-        raise ValueError(f"callback_on_step_end returned embeddings of shape {_shape(new[wrong[0]])}; they must keep {_shape(cond.embeds)}.")
+        raise ValueError(
+            f"callback_on_step_end returned embeddings of shape {_shape(new[wrong[0]])}; they must keep {_shape(cond.embeds)}."
+        )
     return {name: TextCondition(new[name], c.mask, c.pooled, c.size) for name, c in conditions.items()}

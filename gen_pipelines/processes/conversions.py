@@ -21,6 +21,8 @@ Number: TypeAlias = float | Tensor
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    if not isinstance(tensors[0], Tensor):  # Python floats, to read off a solver's coefficients, are wide enough
+        return tensors
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
