@@ -62,7 +62,9 @@ class GenerativePipeline(DiffusionPipeline):
     """What the pipelines of this library share. A pipeline is a folder in diffusers' layout: one subfolder per component.
 
     `pipe.parameterization` remembers what the network was trained to do. It is read off the first scheduler and handed to every scheduler
-    assigned later, so both idioms work: `pipe.scheduler = X.from_config(pipe.scheduler.config)` and `pipe.scheduler = X()`.
+    assigned later, so both idioms work: `pipe.scheduler = X.from_config(pipe.scheduler.config)` and `pipe.scheduler = X()`. A checkpoint
+    with a wrong config is corrected by `X.from_config(pipe.scheduler.config, prediction_type="v_prediction")` or by assigning
+    `pipe.parameterization`.
     """
 
     pipeline_tag: str | None = None
@@ -111,9 +113,8 @@ class GenerativePipeline(DiffusionPipeline):
                 "assign one of gen_pipelines.schedulers or of diffusers."
             )
         scheduler = host_scheduler(scheduler, known)
-        if known is None:
-            self.__dict__["_parameterization"] = scheduler.parameterization
-            return scheduler
+        if known is None or scheduler.corrects_network:  # from_config(pipe.scheduler.config, prediction_type=...): the user knows better
+            known = self.__dict__["_parameterization"] = scheduler.parameterization
         before = self.__dict__.get("scheduler")
         return scheduler.bind(known, grid=None if before is None else before.config)
 

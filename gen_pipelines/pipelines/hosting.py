@@ -35,7 +35,8 @@ def host_scheduler(scheduler: Any, known: Parameterization | None) -> Any:
     if name not in _TWINS:
         raise ValueError(
             f"{name} of diffusers cannot be used here yet; those that can are {', '.join(_TWINS)}. "
-            "Pass scheduler=DDIMScheduler.from_config(...) or another scheduler of gen_pipelines instead."
+            "Take one of gen_pipelines for the same network: from_pretrained(path, scheduler=DDIMScheduler.from_pretrained(path, "
+            'subfolder="scheduler")), or pipe.scheduler = DDIMScheduler().'
         )
     twin = getattr(schedulers, _TWINS[name])
     if known is None:

@@ -189,7 +189,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         self.__module__ = (
             "gen_pipelines"  # what pipelines record as the library: it imports lazily, the file's own module may never be imported
         )
-        self._bound = False
+        self._bound = self._corrects_network = False
         if isinstance(given.get("parameterization"), Parameterization):
             given |= {"parameterization": None, **given["parameterization"].to_config()}
         self._explicit = {k: v for k, v in given.items() if v is not None or k in self.solver_defaults}
@@ -253,7 +253,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         scheduler = cls()
         scheduler._explicit = {k: v for k, v in kwargs.items() if k not in FIELD_NAMES and k not in NETWORK_KEYS}
         scheduler._write_config(network, {k: v for k, v in config.items() if k not in NETWORK_KEYS or k == "sigma_schedule"})
-        scheduler._bound = True
+        scheduler._bound, scheduler._corrects_network = True, bool(set(overrides) - {"sigma_min", "sigma_max"})
         return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @property
@@ -270,6 +270,11 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
     def is_bound(self) -> bool:
         """Whether the network comes from a config or from `bind`, rather than being the class's default or a constructor's argument."""
         return self._bound
+
+    @property
+    def corrects_network(self) -> bool:
+        """Whether `from_config` was told something about the network by keyword: a pipeline takes that over instead of binding it away."""
+        return self._corrects_network
 
     def bind(self, parameterization: Parameterization, grid: dict[str, Any] | None = None) -> Any:
         """A copy of this scheduler for a network; this one is not changed.
@@ -299,7 +304,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         taken = {k: v for k, v in (grid or {}).items() if k in _GRID_KEYS or k in _SHIFT_KEYS}
         old = {k: v for k, v in self._internal_dict.items() if k in _GRID_KEYS or k in self.solver_defaults} if self._bound else {}
         new._write_config(parameterization, {**taken, **old})
-        new._bound = True
+        new._bound, new._corrects_network = True, False
         new._clear()
         return new
 

@@ -367,6 +367,31 @@ def test_schedulers_of_diffusers_become_ours():
     assert type(pipe.scheduler) is DDIMScheduler
 
 
+def test_a_wrong_config_is_corrected_by_keyword_in_diffusers_idiom():
+    pipe = make_pipeline(DDIMScheduler(), unet=conftest.make_unet())
+    other = make_pipeline(DDIMScheduler(), unet=conftest.make_unet())
+    pipe.scheduler = EulerScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    assert pipe.parameterization.prediction == pipe.scheduler.parameterization.prediction == "v_prediction"
+    pipe.scheduler = DDIMScheduler()
+    assert pipe.scheduler.parameterization.prediction == "v_prediction"
+    other.scheduler = pipe.scheduler  # a scheduler on loan says nothing of the borrower's network
+    assert other.scheduler.parameterization.prediction == "epsilon"
+
+
+def test_a_folder_whose_scheduler_has_no_twin_names_the_remedy_and_it_works(sd_folder, tmp_path):
+    copy = Path(shutil.copytree(sd_folder, tmp_path / "copy"))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
+    config = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
+    kept = {k: v for k, v in config.items() if k.startswith("beta") or k in ("num_train_timesteps", "set_alpha_to_one", "steps_offset")}
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**kept, "_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    with pytest.raises(ValueError, match=r"PNDMScheduler.*DDIMScheduler\.from_pretrained"):
+        AutoPipeline.from_pretrained(copy)
+    pipe = AutoPipeline.from_pretrained(copy, scheduler=DDIMScheduler.from_pretrained(copy, subfolder="scheduler"))
+    assert pipe.parameterization == AutoPipeline.from_pretrained(sd_folder).parameterization
+    assert np.array_equal(draw(pipe), draw(AutoPipeline.from_pretrained(sd_folder)))
+
+
 def test_a_new_parameterization_rebinds_the_scheduler():
     pipe = make_pipeline(DDIMScheduler(), unet=conftest.make_unet())
     pipe.parameterization = pipe.parameterization.with_(prediction="v_prediction")
