@@ -13,6 +13,7 @@ BIN     := $(VENV)/bin
 # One thread per test process: the processes already fill the cores, and the tests are small.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SPREAD  := -n $(WORKERS) --maxprocesses 8 --dist loadfile
+PAGES   := -n $(WORKERS) --maxprocesses 8 --dist worksteal
 FAST    := not slow and not parity and not gpu and not docs
 CODE    := gen_pipelines tests $(wildcard benchmarks examples) setup.py
 
@@ -68,7 +69,7 @@ gpu: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	$(call lane,docs)
+	$(call lane,docs,$(PAGES))
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check $(CODE)

@@ -41,14 +41,15 @@ def build_parser() -> Parser:
         epilog="examples:\n"
         '  gen-pipelines generate "a red apple"\n'
         '  gen-pipelines generate "a cat" "a dog" --num 4 --grid --out pets/\n'
-        "  gen-pipelines generate --like a-red-apple-0.png --scheduler DDIMScheduler\n"
+        "  gen-pipelines generate --like a-red-apple-0.png --scheduler ddim\n"
         "  torchrun --nproc_per_node 2 -m gen_pipelines generate --prompts-file prompts.txt --out pictures/",
     )
     what = parser.add_argument_group("what to draw")
     what.add_argument("prompts", metavar="PROMPT", nargs="*", help="what the picture shows; several give several pictures")
     what.add_argument("--prompts-file", metavar="FILE", help="more prompts, one on a line; - reads stdin; empty lines are skipped")
     what.add_argument("--negative", metavar="TEXT", dest="negative_prompt", help="what the picture must not show (needs guidance above 1)")
-    what.add_argument("--num", metavar="N", type=int, help="pictures of each prompt (default 1)")
+    # the long form is for torchrun, which takes --num for an abbreviation of an option of its own
+    what.add_argument("--num", "--num-images", metavar="N", type=int, help="pictures of each prompt (default 1)")
     what.add_argument("--seed", metavar="N", type=int, help="the seed of the first picture; picture i is drawn with seed + i (default 0)")
     what.add_argument(
         "--size", metavar="HxW", type=_size, help="height x width in pixels, or one number for a square (default: the model's)"
@@ -213,22 +214,31 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
     from transformers.utils import logging as transformers_logging
 
     from gen_pipelines import AutoPipeline, GenerativePipeline
-    from gen_pipelines.schedulers import SCHEDULERS
 
-    name = settings["scheduler"]
-    if name is not None and name not in SCHEDULERS:
-        raise ValueError(f"--scheduler {name}: there is no such scheduler; there are {', '.join(sorted(SCHEDULERS))}")
+    scheduler = find_scheduler(settings["scheduler"])
     diffusers_logging.disable_progress_bar()  # those of loading; the bar over the steps stays
     transformers_logging.disable_progress_bar()
     revision = {"revision": settings["revision"]} if settings["revision"] is not None else {}
     pipe = AutoPipeline.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]), **revision)
     if "prompt" not in _call_defaults(pipe):
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; generate needs text to image")
-    if name is not None and type(pipe.scheduler).__name__ != SCHEDULERS[name].__name__:  # its own keeps its settings
+    if scheduler is not None and type(pipe.scheduler).__name__ != scheduler.__name__:  # the model's own keeps its settings
         # one of our pipelines knows its network; in one of diffusers only the config does
-        pipe.scheduler = SCHEDULERS[name]() if isinstance(pipe, GenerativePipeline) else SCHEDULERS[name].from_config(pipe.scheduler.config)
+        pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=not show_progress, leave=False)
     return pipe.to(where)
+
+
+def find_scheduler(name: str | None) -> type | None:
+    """The class that `--scheduler` names, by its short name (ddim) or its own (DDIMScheduler)."""
+    from gen_pipelines.schedulers import SCHEDULERS
+
+    if name is None:
+        return None
+    found = SCHEDULERS.get(name) or {scheduler.__name__: scheduler for scheduler in SCHEDULERS.values()}.get(name)
+    if found is None:
+        raise ValueError(f"--scheduler {name}: there is no such scheduler; there are {', '.join(SCHEDULERS)}")
+    return found
 
 
 def choose_device(device: str | None) -> Any:
@@ -252,13 +262,15 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What the pipeline decided, and what made the picture: the rest of the settings that reproduce it."""
     import torch
 
+    from gen_pipelines.schedulers import SCHEDULERS
+
     decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for name, value in decided.items():
         if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call
             decided[name] = pipe.config.get(f"default_{name}", _call_defaults(pipe).get(name))
     return {
         **decided,
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": next((name for name, ours in SCHEDULERS.items() if ours is type(pipe.scheduler)), type(pipe.scheduler).__name__),
         "pipeline": type(pipe).__name__,
         "gen_pipelines_version": __version__,
         "torch_version": torch.__version__,

@@ -94,14 +94,19 @@ def card_metadata(card: str | None) -> dict[str, Any]:
 
 
 def describe_parameterization(scheduler_config: dict[str, Any]) -> dict[str, Any] | str:
-    """What the network was trained to do, or why that cannot be told."""
+    """What the network was trained to do (fields at their default are left out), or why that cannot be told."""
     from gen_pipelines.processes import Parameterization
 
     try:
         parameterization = Parameterization.from_config(scheduler_config)
     except ValueError as error:
         return f"not known: {' '.join(str(error).split())}"
-    return {field.name: _plain(getattr(parameterization, field.name)) for field in dataclasses.fields(parameterization)}
+    facts = {}
+    for field in dataclasses.fields(parameterization):
+        value = getattr(parameterization, field.name)
+        if field.name in ("path", "prediction", "time_input") or value != field.default:
+            facts[field.name] = _plain(value)
+    return facts
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
 """`gen-pipelines train CONFIG [key=value ...]`: train a model from a recipe, on this process or on those of torchrun or accelerate."""
 
 import argparse
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 
 from gen_pipelines.cli.main import Parser
 
@@ -40,18 +42,23 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{word!r} is not a setting: write key=value, for example loop.steps=100")
     from gen_pipelines.training.run import train
 
-    report_to_stderr()
-    folder = train(args.config, args.overrides, args.output_dir, resume=args.resume, inexact_resume=args.inexact_resume)
+    with logs_on_stderr():
+        folder = train(args.config, args.overrides, args.output_dir, resume=args.resume, inexact_resume=args.inexact_resume)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
     return 0
 
 
-def report_to_stderr() -> None:
+@contextlib.contextmanager
+def logs_on_stderr() -> Iterator[None]:
     """Show what the library logs. Only a program may do this; as a library it logs and leaves the handlers to the user's program."""
-    logger = logging.getLogger("gen_pipelines")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-        logger.addHandler(handler)
+    logger, handler = logging.getLogger("gen_pipelines"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -23,7 +23,8 @@ def generate(sd_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> tuple[int, list[str], str]:
-        status = main(["generate", *words, *([] if "--like" in words else ["--model", sd_folder, "--steps", "2", "--device", "cpu"])])
+        usual = [] if "--like" in words else ["--model", sd_folder, "--steps", "2", "--device", "cpu"]  # what comes later wins
+        status = main(["generate", *usual, *words])
         out, err = capsys.readouterr()
         return status, out.splitlines(), err
 
@@ -45,7 +46,7 @@ def test_a_picture_and_the_settings_in_it(generate, sd_folder):
         "prompt": "a red apple",
         "negative_prompt": "a pear",
         "seed": 5,
-        "scheduler": "DDIMScheduler",
+        "scheduler": "ddim",
         "num_inference_steps": 2,
         "guidance_scale": 3.0,
         "height": 16,
@@ -59,7 +60,7 @@ def test_a_picture_and_the_settings_in_it(generate, sd_folder):
 
 
 def test_like_draws_it_again(generate):
-    generate("a red apple", "--guidance", "2.5", "--scheduler", "EulerScheduler", "--out", "first.png")
+    generate("a red apple", "--guidance", "2.5", "--scheduler", "euler", "--out", "first.png")
     status, paths, _ = generate("--like", "first.png", "--out", "again.png")
     assert (status, paths) == (0, ["again.png"])
     assert (pixels("first.png") == pixels("again.png")).all()
@@ -95,7 +96,7 @@ def test_prompts_from_a_file_and_a_grid(generate):
 def test_the_scheduler_changes_the_picture(generate):
     generate("a cat", "--out", "default.png")
     generate("a cat", "--scheduler", "DDIMScheduler", "--out", "same.png")  # its own keeps its settings
-    generate("a cat", "--scheduler", "DDPMScheduler", "--out", "other.png")
+    generate("a cat", "--scheduler", "ddpm", "--out", "other.png")
     assert (pixels("default.png") == pixels("same.png")).all()
     assert np.abs(pixels("default.png") - pixels("other.png")).max() > 1
 
