@@ -1,0 +1,190 @@
+"""Recipes: one YAML file per training run, read strictly, changed by `key=value` on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from and how they are prepared.
+
+    Attributes:
+        name: a Hub dataset, or a folder (parquet, arrow, or pictures in folders).
+        split, image_column, text_column, label_column: how the rows are read.
+        resolution: height and width in pixels; pictures are resized with antialiasing, the shorter side first, then centre-cropped.
+        channels: 3 for colour, 1 for grey.
+        background: the colour under transparent pixels.
+        horizontal_flip: probability of mirroring a picture.
+        shift: largest random translation, in pixels (the border colour is repeated).
+        holdout: rows kept out of training, for validation; captions among them hold no word that training lacks.
+        workers: processes that decode pictures; 0 decodes in the training process and keeps the decoded pictures.
+        streaming: read the data set as a stream (too large for the disk).
+    """
+
+    name: str
+    split: str = "train"
+    image_column: str = "image"
+    text_column: str | None = None
+    label_column: str | None = None
+    resolution: int = 64
+    channels: int = 3
+    background: str = "white"
+    horizontal_flip: float = 0.0
+    shift: int = 0
+    holdout: int = 0
+    workers: int = 0
+    streaming: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule ("constant", "linear" or "cosine" to zero, after a linear warm-up)."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Exponential moving average of the weights: decay at step s is min(decay, 1 - (1 + s)^-power)."""
+
+    decay: float = 0.999
+    power: float = 0.75
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The loop. `batch_size` is the number of samples in one optimiser step over all ranks and accumulated micro-batches.
+
+    Attributes:
+        mixed_precision: "no", "bf16" or "fp16".
+        checkpoint_every, keep_checkpoints, sample_every, log_every: in optimiser steps; 0 turns the thing off.
+        log_with: a tracker of accelerate's ("tensorboard", "wandb", ...).
+    """
+
+    steps: int
+    batch_size: int
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    max_grad_norm: float | None = 1.0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    sample_every: int = 0
+    log_every: int = 10
+    log_with: str | None = None
+    channels_last: bool = False
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run: what `gen-pipelines train RECIPE` reads.
+
+    Attributes:
+        task: what is trained, a name in `gen_pipelines.training.tasks.TASKS`.
+        model, objective, sample: the task's own settings; it names those that it takes.
+        card: facts for the model card (licence, dataset, title).
+    """
+
+    task: str
+    data: DataConfig
+    loop: LoopConfig
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig | None = field(default_factory=EMAConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (dotted keys, values in YAML: `loop.steps=100 optimizer.betas=[0.9,0.99]`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown or missing key, a value of the wrong type; the message names the key and those that exist.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe; a recipe is a YAML file such as those in configs/.")
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}.")
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator or not key:
+                raise ValueError(f"override {override!r}: write it as key=value, for example loop.steps=100.")
+            _set(settings, key.split("."), yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return build(Recipe, settings, str(path))
+
+
+def build(cls: type, settings: dict[str, Any], where: str) -> Any:
+    """Make the dataclass `cls` from a mapping, nested dataclasses included; unknown keys and wrong types are errors that name `where`."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where}: expected a mapping with {', '.join(f.name for f in dataclasses.fields(cls))}; got {settings!r}.")
+    hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in settings:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            raise ValueError(f"{where}: unknown key {key!r}{f' (did you mean {near[0]!r}?)' if near else ''}; known keys: {', '.join(fields)}.")
+    for name, one in fields.items():
+        if name not in settings and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: the key {name!r} is missing.")
+    return cls(**{key: _coerce(hints[key], value, f"{where}: {key}") for key, value in settings.items()})
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """The recipe as plain values: what is stored in a checkpoint and beside the weights."""
+    return dataclasses.asdict(recipe)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if dataclasses.is_dataclass(option) and value is not None:
+            return build(option, value, where)
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            kinds = typing.get_args(option)
+            if len(kinds) == len(value):
+                return tuple(_coerce(kind, one, where) for kind, one in zip(kinds, value, strict=True))
+        if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:  # YAML 1.1 reads 1e-4 as text
+                return float(value)
+            except ValueError:
+                continue
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option in (str, bool) and isinstance(value, option):
+            return value
+        if (typing.get_origin(option) or option) is dict and isinstance(value, dict):
+            return value
+    allowed = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise ValueError(f"{where}: expected {allowed}, got {value!r}.")
+
+
+def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        inner = settings.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"override {'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is {inner!r}, not a group of settings.")
+        settings = inner
+    settings[keys[-1]] = value

@@ -1,0 +1,268 @@
+"""Data sets as streams of batches whose order and augmentation depend on (seed, row, draw) alone.
+
+A place in the data is one number, how many micro-batches of the whole run came before: nothing else has to be saved to resume
+exactly, and any number of ranks sees the batches that one process would see.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor
+from torch import Tensor
+
+from .config import DataConfig
+from .random import sample_generators, seed_of
+
+_MEMORY_FOR_PICTURES = 2 * 1024**3  # bytes of decoded pictures that are kept, when they are decoded in the training process
+
+
+def load_rows(config: DataConfig) -> Any:
+    """Open the data set that a recipe names.
+
+    Returns: a `datasets.Dataset` (or `IterableDataset` when streaming) that has the columns named.
+    Raises:
+        ImportError: the package datasets is missing.
+        ValueError: no such data set, split or column; the message lists what there is.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError("training reads data with the package datasets: pip install 'gen-pipelines[train]'.") from None
+
+    folder = Path(config.name).expanduser()
+    if config.name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise ValueError(f"data.name: the folder {config.name} does not exist; name a folder of parquet files or pictures, or a Hub data set.")
+    try:
+        if folder.is_dir() and (folder / "dataset_info.json").is_file():
+            rows = datasets.load_from_disk(str(folder))
+        elif folder.is_dir() and (folder / "dataset_dict.json").is_file():
+            rows = datasets.load_from_disk(str(folder))[config.split]
+        else:
+            rows = datasets.load_dataset(str(folder) if folder.is_dir() else config.name, split=config.split, streaming=config.streaming)
+    except (FileNotFoundError, ConnectionError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.name: cannot read the split {config.split!r} of {config.name!r}: {reason}") from None
+    columns = list(rows.column_names or rows.features or [])
+    for setting in ("image_column", "text_column", "label_column"):
+        column = getattr(config, setting)
+        if column is not None and column not in columns:
+            raise ValueError(f"data.{setting}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.")
+    return rows
+
+
+def prepare_picture(picture: Image.Image, resolution: int, channels: int = 3, background: str = "white") -> Tensor:
+    """A picture as a uint8 tensor of shape (channels, resolution, resolution).
+
+    Transparency is laid on `background`; the shorter side is resized to `resolution` (Lanczos, antialiased), then the centre is cropped.
+    """
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        canvas = Image.new("RGBA", picture.size, (*ImageColor.getrgb(background)[:3], 255))
+        picture = Image.alpha_composite(canvas, picture)
+    picture = picture.convert("RGB" if channels == 3 else "L")
+    scale = resolution / min(picture.size)
+    if scale != 1:
+        picture = picture.resize([max(resolution, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    left, top = (picture.width - resolution) // 2, (picture.height - resolution) // 2
+    picture = picture.crop((left, top, left + resolution, top + resolution))
+    array = np.array(picture, dtype=np.uint8)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def augment(picture: Tensor, horizontal_flip: float, shift: int, generator: torch.Generator) -> Tensor:
+    """Mirror with a probability and move by at most `shift` pixels (edges repeated). Shape (C, H, W), dtype kept."""
+    if horizontal_flip and torch.rand((), generator=generator).item() < horizontal_flip:
+        picture = picture.flip(-1)
+    if shift:
+        down, right = (int(torch.randint(0, 2 * shift + 1, (), generator=generator)) for _ in range(2))
+        height, width = picture.shape[-2:]
+        padded = torch.nn.functional.pad(picture[None].float(), (shift,) * 4, mode="replicate")[0].to(picture.dtype)
+        picture = padded[:, down : down + height, right : right + width]
+    return picture
+
+
+def known_words_holdout(captions: Sequence[str] | None, rows: int, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Split row numbers into (training, validation) with `count` rows in the second.
+
+    With captions, a row is held out only if every one of its words is left in at least one other training row, so that validation
+    measures new combinations rather than unknown words.
+    """
+    order = np.random.default_rng(seed_of(seed, "permutation", 0)).permutation(rows).tolist()
+    if captions is None:
+        return sorted(order[count:]), sorted(order[:count])
+    words = [set(re.findall(r"\w+", caption.lower())) for caption in captions]
+    left = Counter(word for one in words for word in one)
+    held: list[int] = []
+    for row in order:
+        if len(held) < count and words[row] and all(left[word] > 1 for word in words[row]):
+            held.append(row)
+            left.subtract(words[row])
+    if len(held) < count:
+        raise ValueError(f"data.holdout: only {len(held)} of {rows} captions consist of words that others have too; {count} were asked for.")
+    return sorted(set(order) - set(held)), sorted(held)
+
+
+class PictureData(torch.utils.data.Dataset):
+    """Map-style pictures. An item is asked for by (row, draw) and holds `picture` uint8 (C, H, W), `text`, `label`, `row`, `draw`."""
+
+    def __init__(self, rows: Any, config: DataConfig, indices: Sequence[int] | None = None, seed: int = 0, augmented: bool = True) -> None:
+        self.rows, self.config, self.seed, self.augmented = rows, config, seed, augmented
+        self.indices = list(range(len(rows))) if indices is None else list(indices)
+        self.texts = [str(text) for text in rows.select(self.indices)[config.text_column]] if config.text_column else None
+        self.labels = [int(label) for label in rows.select(self.indices)[config.label_column]] if config.label_column else None
+        self._kept: dict[int, Tensor] = {}
+        self._keeps = len(self.indices) * config.channels * config.resolution**2 <= _MEMORY_FOR_PICTURES
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def captions(self) -> list[str] | None:
+        """Every caption, or None where the recipe names no text column."""
+        return self.texts
+
+    def picture(self, item: int) -> Tensor:
+        """The prepared picture before augmentation, uint8 (C, H, W)."""
+        if item not in self._kept:
+            picture = self.rows[self.indices[item]][self.config.image_column]
+            prepared = prepare_picture(picture, self.config.resolution, self.config.channels, self.config.background)
+            if not self._keeps:
+                return prepared
+            self._kept[item] = prepared
+        return self._kept[item]
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        item, draw = place
+        picture = self.picture(item)
+        if self.augmented and (self.config.horizontal_flip or self.config.shift):
+            generator = sample_generators(self.seed, "augmentation", [self.indices[item]], [draw])[0]
+            picture = augment(picture, self.config.horizontal_flip, self.config.shift, generator)
+        example = {"picture": picture, "item": item, "row": self.indices[item], "draw": draw}
+        if self.texts is not None:
+            example["text"] = self.texts[item]
+        if self.labels is not None:
+            example["label"] = self.labels[item]
+        return example
+
+
+class LatentData(torch.utils.data.Dataset):
+    """Cached latents with captions. An item is asked for by (row, draw) and holds `latents` float32, `text`, `row`, `draw`."""
+
+    def __init__(self, latents: Tensor, texts: Sequence[str] | None, rows: Sequence[int]) -> None:
+        self.latents, self.texts, self.indices = latents, texts, list(rows)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def captions(self) -> list[str] | None:
+        """Every caption, or None where there are none."""
+        return None if self.texts is None else list(self.texts)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        item, draw = place
+        example = {"latents": self.latents[item], "item": item, "row": self.indices[item], "draw": draw}
+        if self.texts is not None:
+            example["text"] = self.texts[item]
+        return example
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors are stacked, pictures become float in [-1, 1], everything else stays a list."""
+    batch: dict[str, Any] = {}
+    for key in examples[0]:
+        values = [example[key] for example in examples]
+        batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
+    if "picture" in batch:
+        batch["picture"] = batch["picture"].float().div_(127.5).sub_(1.0)                            # (B, C, H, W)
+    if "label" in batch:
+        batch["label"] = torch.tensor(batch["label"])                                                # (B,)
+    return batch
+
+
+class EndlessBatches(torch.utils.data.Sampler):
+    """The batches of one rank, from micro-batch `start` on, without end: every epoch is a new permutation, the last partial batch is dropped.
+
+    A micro-batch of the whole run has `batch_size * ranks` samples; rank r takes every `ranks`-th of them.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0) -> None:
+        if batch_size * ranks > rows:
+            raise ValueError(f"a batch of {batch_size * ranks} samples from a data set of {rows}: lower loop.batch_size.")
+        self.rows, self.size, self.seed, self.rank, self.ranks, self.start = rows, batch_size, seed, rank, ranks, start
+
+    @property
+    def per_epoch(self) -> int:
+        """Micro-batches in one pass over the data."""
+        return self.rows // (self.size * self.ranks)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        place = self.start
+        while True:
+            epoch, first = divmod(place, self.per_epoch)
+            order = np.random.default_rng(seed_of(self.seed, "permutation", 1, epoch)).permutation(self.rows)
+            for batch in range(first, self.per_epoch):
+                whole = order[batch * self.size * self.ranks : (batch + 1) * self.size * self.ranks]
+                yield [(int(item), epoch) for item in whole[self.rank :: self.ranks]]
+                place += 1
+
+
+class CaptionNoise:
+    """Spoils captions a little in training, so that an unknown or missing word degrades the picture gracefully.
+
+    With probability `word_dropout` one word is left out; with probability `pseudo_word` one word is replaced by an invented one made of
+    pieces of two others. A network that has seen invented words learns that they say nothing, and draws something that fits the rest.
+    With probability `drop` the caption is emptied, which trains the unconditional branch of classifier-free guidance
+    (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+    """
+
+    def __init__(self, vocabulary: Sequence[str], drop: float = 0.1, word_dropout: float = 0.0, pseudo_word: float = 0.0) -> None:
+        for name, value in (("drop", drop), ("word_dropout", word_dropout), ("pseudo_word", pseudo_word)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"caption {name}: a probability is between 0 and 1, got {value}.")
+        self.vocabulary = sorted({word for caption in vocabulary for word in caption.split() if len(word) > 2})
+        self.drop, self.word_dropout, self.pseudo_word = drop, word_dropout, pseudo_word
+
+    def __call__(self, caption: str, seed: int) -> str:
+        source = random.Random(seed)
+        if source.random() < self.drop:
+            return ""
+        words = caption.split()
+        if len(words) > 1 and source.random() < self.word_dropout:
+            words.pop(source.randrange(len(words)))
+        if words and self.vocabulary and source.random() < self.pseudo_word:
+            one, other = source.choice(self.vocabulary), source.choice(self.vocabulary)
+            words[source.randrange(len(words))] = one[: math.ceil(len(one) / 2)][::-1] + other[len(other) // 2 :]
+        return " ".join(words)
+
+
+def stream_batches(rows: Any, config: DataConfig, batch_size: int, seed: int, rank: int, ranks: int) -> Iterator[list[dict[str, Any]]]:
+    """Batches from a streamed data set: a shuffled buffer, every `ranks`-th row to each rank. The order cannot be resumed exactly."""
+    epoch, draws = 0, 0
+    while True:
+        examples: list[dict[str, Any]] = []
+        for number, row in enumerate(rows.shuffle(seed=seed_of(seed, "permutation", 1, epoch) % 2**31, buffer_size=1000)):
+            if number % ranks != rank:
+                continue
+            picture = prepare_picture(row[config.image_column], config.resolution, config.channels, config.background)
+            generator = sample_generators(seed, "augmentation", [number], [epoch])[0]
+            picture = augment(picture, config.horizontal_flip, config.shift, generator)
+            example = {"picture": picture, "item": number, "row": number, "draw": epoch}
+            if config.text_column:
+                example["text"] = str(row[config.text_column])
+            if config.label_column:
+                example["label"] = int(row[config.label_column])
+            examples.append(example)
+            if len(examples) == batch_size:
+                yield examples
+                examples, draws = [], draws + 1
+        if not draws:
+            raise ValueError(f"data.name: the stream of {config.name} has fewer rows than one batch of {batch_size * ranks}.")
+        epoch += 1

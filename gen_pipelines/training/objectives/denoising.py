@@ -1,0 +1,112 @@
+"""Every objective of the diffusion and flow-matching family: one formula, four free choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...processes import Parameterization
+from ..random import Generators, normal, uniform
+from .base import ObjectiveOutput
+from .time_densities import Uniform
+
+_LIKELIHOOD = "likelihood"
+
+
+@dataclass(frozen=True)
+class DenoisingObjective:
+    """E_t E_eps w(t) |network(x_t, t) - target(x_0, eps, t)|^2, x_t = alpha(t) x_0 + sigma(t) eps, mean over the event.
+
+    | method | path | prediction | time density | weighting |
+    |---|---|---|---|---|
+    | DDPM's simple loss (Ho et al. 2020, eq. 14) | discrete VP | epsilon | uniform | target |
+    | v (Salimans & Ho 2022) | cosine | v_prediction | uniform | target |
+    | score matching (Song et al. 2021, eq. 7) | VE, VP-SDE, sub-VP | score or epsilon | uniform | epsilon |
+    | maximum likelihood (Song et al. 2021b, eq. 7; Kingma et al. 2021, eq. 17) | any | any | uniform | likelihood |
+    | EDM (Karras et al. 2022, eq. 8) | EDM | edm | log-normal sigma | target |
+    | flow matching (Lipman et al. 2023, eq. 23) | linear | flow_prediction | uniform | target |
+    | Stable Diffusion 3 (Esser et al. 2024, eq. 19) | linear | flow_prediction | logit-normal | target |
+
+    Attributes:
+        parameterization: path, prediction, time input and preconditioning of the network.
+        time_density: maps u in [0, 1) to a time (`time_densities.py`).
+        weighting: None for weight one on the error of what the network predicts; a function of the SNR for the error of eps
+            (`weightings.py`), which is converted; or "likelihood", the continuous-time variational bound's -1/2 dlog(snr)/dt (nats, up to
+            terms without parameters; the time density must be uniform and the path continuous).
+    """
+
+    parameterization: Parameterization
+    time_density: Callable[[Tensor, Parameterization], Tensor] = field(default_factory=Uniform)
+    weighting: Callable[[Tensor], Tensor] | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameterization.prediction == "consistency":
+            raise ValueError("DenoisingObjective: a consistency network is trained by distillation or consistency training, not by denoising.")
+        if self.parameterization.learned_variance:
+            raise ValueError("DenoisingObjective trains no variance: take variance='fixed_small' or 'fixed_large', or leave it out.")
+        if self.weighting == _LIKELIHOOD:
+            if not isinstance(self.time_density, Uniform) or self.parameterization.path.name == "discrete_vp":
+                raise ValueError("DenoisingObjective: weighting 'likelihood' takes a continuous path and uniform times.")
+        elif isinstance(self.weighting, str):
+            raise ValueError(f"DenoisingObjective: weighting is a function of the SNR, None or 'likelihood'; got {self.weighting!r}.")
+
+    def __call__(
+        self,
+        model: Callable[[Tensor, Tensor, Any], Tensor],
+        x_0: Tensor,
+        *,
+        condition: Any = None,
+        generator: Generators = None,
+    ) -> ObjectiveOutput:
+        """One loss per sample.
+
+        Args:
+            model: (network's input, network's time (B,), condition) -> raw output, shape (B, *event).
+            x_0: clean data, shape (B, *event).
+            condition: passed through to `model`.
+            generator: one, or one per sample; a sample draws its time first, then its noise.
+        Returns: losses of shape (B,); metrics `loss_low_noise` and `loss_high_noise` split them at lambda = 0.
+        """
+        parameterization, path = self.parameterization, self.parameterization.path
+        u = uniform((len(x_0), 1), generator, x_0.device)[:, 0]                                       # (B,)
+        eps = normal(x_0.shape, generator, x_0.device)                                                # (B, *event)
+        t = self.time_density(u, parameterization)                                                    # (B,) float64, native time
+        alpha, sigma = (_expand(value.to(x_0.dtype), x_0) for value in (path.alpha(t), path.sigma(t)))
+        x_t = alpha * x_0 + sigma * eps
+        network_time = parameterization.network_time(t).to(x_0.dtype)
+        output = model(parameterization.scale_model_input(x_t, t), network_time, condition)
+        target = parameterization.target(x_0, eps, t)
+        error = (output.float() - target.float()).square().flatten(1).mean(1)                         # (B,)
+        weight = self.weight(t)
+        per_sample = error if weight is None else error * weight.to(error.dtype)
+        noisy = (path.lambda_(t) < 0).to(error.device)
+        detached = per_sample.detach()
+        metrics = {
+            "loss_low_noise": detached[~noisy].mean() if (~noisy).any() else detached.new_zeros(()),
+            "loss_high_noise": detached[noisy].mean() if noisy.any() else detached.new_zeros(()),
+        }
+        return ObjectiveOutput(per_sample, metrics)
+
+    def weight(self, t: Tensor) -> Tensor | None:
+        """The weight on the squared error of the network's own target at native times `t`, shape (B,) float64; None means one everywhere."""
+        if self.weighting is None:
+            return None
+        t, path = t.double(), self.parameterization.path
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        if self.weighting == _LIKELIHOOD:
+            low, high = self.parameterization.trained_t_range
+            span = (torch.log(torch.tensor(high / low)) * t) if path.name in ("ve", "edm") else high - low  # 1 / density of t
+            weight = (path.sigma_dot(t) / sigma - path.alpha_dot(t) / alpha) * span
+        else:
+            weight = self.weighting((alpha / sigma) ** 2)
+        # at fixed x_t an error of one in eps is an error of -sigma / alpha in x_0; targets are linear, so this is the factor from eps to target
+        factor = self.parameterization.target(-sigma / alpha, torch.ones_like(t), t)
+        return weight / factor.square()
+
+
+def _expand(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(len(value), *[1] * (like.ndim - 1)).to(like.device)

@@ -1,0 +1,83 @@
+"""`gen-pipelines train`: a recipe in, a folder in the Hub's layout out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import load_recipe, to_dict
+from .state import checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    config_path: str | Path,
+    overrides: Sequence[str] = (),
+    output_dir: str | Path = "runs/run",
+    resume: bool = False,
+    inexact_resume: bool = False,
+) -> Path:
+    """Run a recipe.
+
+    Args:
+        config_path: the recipe, a YAML file.
+        overrides: `key=value` changes to it.
+        output_dir: receives the trained pipeline, and `checkpoints/`, `samples/`, `log.jsonl` and `recipe.yaml` beside it.
+        resume: continue from the newest checkpoint in `output_dir`; bit for bit where the data set is not a stream.
+        inexact_resume: continue even where that cannot be exact.
+    Returns: `output_dir`.
+    Raises:
+        FileNotFoundError, ValueError: the recipe, the data or the output folder are not usable; raised before any training.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    recipe = load_recipe(config_path, overrides)
+    output_dir = Path(output_dir)
+    _check_writable(output_dir)
+    if checkpoints(output_dir / "checkpoints") and not (resume or inexact_resume):
+        raise ValueError(f"{output_dir} holds the checkpoints of an earlier run: pass --resume to continue it, or another --output-dir.")
+
+    from .tasks import make_task
+    from .trainer import Trainer
+
+    task = make_task(recipe)
+    trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples)
+    if resume or inexact_resume:
+        step = trainer.resume(inexact=inexact_resume)
+        logger.info("continuing from step %d", step)
+    if trainer.accelerator.is_main_process:
+        import yaml
+
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        facts = {"steps": trainer.step, "seconds": round(trainer.seconds), "hardware": _hardware(trainer.accelerator.num_processes)}
+        with trainer.averaged_weights() as networks:
+            task.save(networks, output_dir, facts)
+    trainer.accelerator.wait_for_everyone()
+    return output_dir
+
+
+def _check_writable(folder: Path) -> None:
+    existing = folder.absolute()
+    while not existing.exists():  # the folder itself is made when there is something to write
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(f"output folder {folder}: cannot be written ({error.strerror or error}); choose another --output-dir.") from None
+
+
+def _hardware(processes: int) -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{processes} x {torch.cuda.get_device_name()}"
+    return f"{processes} x CPU ({torch.get_num_threads()} threads, {platform.machine()}, {os.cpu_count()} cores)"

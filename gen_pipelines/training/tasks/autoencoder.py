@@ -1,0 +1,112 @@
+"""Trains the autoencoder of latent diffusion (diffusers' AutoencoderKL or VQModel) and measures its latents' scale."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...hub.card import model_card
+from ...hub.saving import written_at_once
+from ..card import training_notes
+from ..data import PictureData, collate, known_words_holdout, load_rows
+from ..objectives.autoencoder import AutoencoderObjective, pyramid_distance
+from ..objectives.base import ObjectiveOutput, Phase
+from ..random import Generators
+from .base import build_network, grid, settings_of
+
+logger = logging.getLogger(__name__)
+
+PERCEPTUAL = {None: None, "pyramid": pyramid_distance}
+
+
+class AutoencoderTask:
+    """A recipe's `model.vae` is the network, `objective` the weights of `AutoencoderObjective`."""
+
+    def __init__(self, recipe: Any) -> None:
+        model = settings_of(recipe, "model", {"vae": None})
+        settings = settings_of(recipe, "objective", {"l1": 1.0, "l2": 0.0, "kl": 1e-6, "vq": 1.0, "perceptual": None, "perceptual_weight": 1.0})
+        self.sample = settings_of(recipe, "sample", {"pictures": 16})
+        if model["vae"] is None:
+            raise ValueError("model.vae is missing: give its class and arguments, for example {class: AutoencoderKL, latent_channels: 8, ...}.")
+        if settings["perceptual"] not in PERCEPTUAL:
+            raise ValueError(f"objective.perceptual: {settings['perceptual']!r} is none of {', '.join(map(str, PERCEPTUAL))}.")
+        settings = {key: float(value) if key != "perceptual" else PERCEPTUAL[value] for key, value in settings.items()}
+        self.objective = AutoencoderObjective(**settings)
+        rows = load_rows(recipe.data)
+        if recipe.data.streaming:
+            self.data, self.held_out = rows, None
+        else:
+            captions = [str(text) for text in rows[recipe.data.text_column]] if recipe.data.text_column else None
+            train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
+            self.data = PictureData(rows, recipe.data, train, recipe.seed)
+            self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
+        torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
+        self.networks: dict[str, nn.Module] = {"vae": build_network(model["vae"], "model.vae")}
+        self.phases = (Phase("vae", ("vae",)),)
+        self.recipe = recipe
+
+    def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
+        """Reconstruction and regularisation of a batch of pictures (B, C, H, W)."""
+        return self.objective(networks["vae"], batch["picture"], generator=generator)
+
+    @torch.no_grad()
+    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
+        """Pictures (held-out ones where there are any) above their reconstructions."""
+        source = self.held_out or self.data
+        count = min(self.sample["pictures"], len(source))
+        pictures = collate([source[(item, 0)] for item in range(count)])["picture"].to(networks["vae"].device)
+        return grid(torch.cat([pictures, reconstruct(networks["vae"], pictures)]), columns=count)
+
+    def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
+        """The autoencoder's folder, with `scaling_factor` and `shift_factor` set so that latents have mean 0 and deviation 1."""
+        vae = networks["vae"]
+        latents = encode_all(vae, self.data, batch_size=64)
+        values = {"scaling_factor": round(1 / latents.std().item(), 5)}
+        if "shift_factor" in vae.config:
+            values["shift_factor"] = round(latents.mean().item(), 5)
+        vae.register_to_config(**values)
+        metrics = {}
+        if self.held_out is not None:
+            metrics["held-out PSNR (dB)"] = round(psnr(vae, self.held_out), 2)
+            logger.info("held-out PSNR %.2f dB", metrics["held-out PSNR (dB)"])
+        with written_at_once(folder) as side:
+            vae.save_pretrained(side, safe_serialization=True)
+            if not (folder / "README.md").exists():
+                notes = training_notes(self.recipe, {**facts, **metrics})
+                (side / "README.md").write_text(
+                    model_card(folder.resolve().name, type(vae).__name__, {}, license=self.recipe.card.get("license"), notes=notes),
+                    encoding="utf-8",
+                )
+
+
+def reconstruct(vae: nn.Module, pictures: Tensor) -> Tensor:
+    """decode(encode(x)), at the mode of the posterior. Shapes (B, C, H, W)."""
+    encoded = vae.encode(pictures)
+    return vae.decode(encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).sample
+
+
+@torch.no_grad()
+def encode_all(vae: nn.Module, data: PictureData, batch_size: int) -> Tensor:
+    """The latents (posterior modes) of a whole data set without augmentation, shape (N, c, h, w), unscaled, float32."""
+    latents = []
+    for start in range(0, len(data), batch_size):
+        pictures = torch.stack([data.picture(item) for item in range(start, min(start + batch_size, len(data)))])
+        encoded = vae.encode(pictures.to(vae.device).float() / 127.5 - 1)
+        latents.append((encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float().cpu())
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def psnr(vae: nn.Module, data: PictureData, batch_size: int = 64) -> float:
+    """Mean over pictures of 10 log10(peak^2 / MSE), in dB, on 8-bit reconstructions (clipped and rounded)."""
+    values = []
+    for start in range(0, len(data), batch_size):
+        pictures = torch.stack([data.picture(item) for item in range(start, min(start + batch_size, len(data)))]).to(vae.device).float()
+        decoded = ((reconstruct(vae, pictures / 127.5 - 1).float().clamp(-1, 1) + 1) * 127.5).round()
+        values.append(10 * torch.log10(255**2 / (decoded - pictures).square().flatten(1).mean(1).clamp_min(1e-12)))
+    return torch.cat(values).mean().item()

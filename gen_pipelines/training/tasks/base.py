@@ -1,0 +1,94 @@
+"""The protocol of a task, and the helpers that tasks share."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..objectives.base import ObjectiveOutput, Phase
+from ..random import Generators
+
+
+class Task(Protocol):
+    """One thing that a recipe can train."""
+
+    networks: dict[str, nn.Module]
+    phases: tuple[Phase, ...]
+    data: Any
+
+    def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
+        """The losses of one batch, shape (B,)."""
+
+    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
+        """A picture that shows how far the training is."""
+
+    def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
+        """Write the trained result in the Hub's layout. `facts`: steps, seconds, hardware, for the card."""
+
+
+def settings_of(recipe: Any, group: str, known: dict[str, Any]) -> dict[str, Any]:
+    """A group of the recipe with defaults filled in; an unknown key is an error that names those that exist."""
+    given = getattr(recipe, group)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{group}.{key}: unknown setting of the task {recipe.task!r}; known: {', '.join(known) or 'none'}.")
+    return {**known, **given}
+
+
+def build_network(settings: dict[str, Any], where: str) -> nn.Module:
+    """A network from `{class: NAME, ...constructor arguments}` or `{from: FOLDER_OR_REPO, subfolder: ...}`.
+
+    Classes are looked up in gen_pipelines, diffusers and transformers (for those, the arguments are the configuration's).
+    """
+    import diffusers
+    import transformers
+
+    import gen_pipelines
+
+    settings = dict(settings)
+    if "from" in settings:
+        source, subfolder = settings.pop("from"), settings.pop("subfolder", None)
+        name = settings.pop("class", None)
+        loader = _find(name, where, (gen_pipelines, diffusers, transformers)) if name else diffusers.AutoModel
+        return loader.from_pretrained(source, subfolder=subfolder, use_safetensors=True, **settings)
+    name = settings.pop("class", None)
+    cls = _find(name, where, (gen_pipelines, diffusers, transformers))
+    if hasattr(cls, "config_class") and cls.config_class is not None:  # transformers
+        config_class = cls.config_class
+        _check_arguments(config_class, settings, f"{where} ({name})")
+        return cls(config_class(**settings))
+    _check_arguments(cls, settings, f"{where} ({name})")
+    return cls(**settings)
+
+
+def _find(name: str | None, where: str, libraries: tuple[Any, ...]) -> type:
+    for library in libraries:
+        cls = getattr(library, name, None) if name else None
+        if isinstance(cls, type):
+            return cls
+    raise ValueError(f"{where}.class: {name!r} is a class of neither gen_pipelines, diffusers nor transformers.")
+
+
+def _check_arguments(cls: type, settings: dict[str, Any], where: str) -> None:
+    known = {n for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self" and p.kind is not p.VAR_KEYWORD}
+    known |= set(getattr(cls, "__annotations__", {}))
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"{where}: unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+
+
+def grid(pictures: Tensor, columns: int, upscale: int = 1) -> Image.Image:
+    """Pictures (B, C, H, W) in [-1, 1] as one picture, row by row."""
+    pictures = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    count, channels, height, width = pictures.shape
+    rows = -(-count // columns)
+    canvas = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
+    canvas[:count] = pictures
+    canvas = canvas.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(canvas.squeeze(-1).numpy())
+    return picture.resize((picture.width * upscale, picture.height * upscale), Image.Resampling.NEAREST) if upscale > 1 else picture

@@ -1,0 +1,223 @@
+"""Trains a text-conditional denoiser, and if asked the text encoder with it, in the latents of a finished autoencoder."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...models.calling import encode_text, predict
+from ...processes import Parameterization
+from ..card import training_notes
+from ..data import CaptionNoise, LatentData, PictureData, known_words_holdout, load_rows
+from ..objectives.base import ObjectiveOutput, Phase
+from ..objectives.denoising import DenoisingObjective
+from ..objectives.time_densities import TIME_DENSITIES
+from ..objectives.weightings import WEIGHTINGS
+from ..random import Generators, seed_of
+from ..tokenizer import train_clip_tokenizer
+from .autoencoder import encode_all
+from .base import build_network, grid, settings_of
+
+logger = logging.getLogger(__name__)
+
+MODEL = {
+    "vae": None,
+    "tokenizer": None,
+    "text_encoder": None,
+    "train_text_encoder": True,
+    "denoiser": None,
+    "scheduler": {"class": "FlowMatchEulerScheduler"},
+    "cache_latents": True,
+    "save_dtype": "float32",
+    "default_num_inference_steps": 50,
+    "default_guidance_scale": 7.5,
+}
+OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_caption": 0.1, "word_dropout": 0.0, "pseudo_word": 0.0}
+SAMPLE = {"pictures": 32, "steps": 24, "guidance": None}
+
+
+class LatentTextToImageTask:
+    """A recipe's `model` names the autoencoder (a folder or repository), tokenizer, text encoder, denoiser and scheduler.
+
+    The network's parameterization is what its scheduler's config says; `objective` chooses the time density and the weighting.
+    """
+
+    def __init__(self, recipe: Any) -> None:
+        model = settings_of(recipe, "model", MODEL)
+        objective = settings_of(recipe, "objective", OBJECTIVE)
+        self.sample = settings_of(recipe, "sample", SAMPLE)
+        for part in ("vae", "tokenizer", "text_encoder", "denoiser"):
+            if model[part] is None:
+                raise ValueError(f"model.{part} is missing: the task latent_text_to_image needs vae, tokenizer, text_encoder and denoiser.")
+        if recipe.data.text_column is None:
+            raise ValueError("data.text_column is missing: the task latent_text_to_image learns from captions.")
+        if recipe.data.streaming:
+            raise ValueError("data.streaming: the task latent_text_to_image keeps the captions in memory; use a data set on the disk.")
+        augmented = recipe.data.horizontal_flip or recipe.data.shift
+        if model["cache_latents"] and augmented:
+            raise ValueError("model.cache_latents: cached latents cannot be augmented; set it to false, or flip and shift to 0.")
+        if not hasattr(torch, model["save_dtype"]):
+            raise ValueError(f"model.save_dtype: {model['save_dtype']!r} is none of float32, float16, bfloat16.")
+        self.recipe, self.model = recipe, model
+        self.scheduler = build_scheduler(model["scheduler"])
+        self.objective = DenoisingObjective(
+            self.scheduler.parameterization or Parameterization.from_config(dict(self.scheduler.config)),
+            _choose(TIME_DENSITIES, objective["time_density"], "objective.time_density"),
+            _weighting(objective["weighting"]),
+        )
+
+        rows = load_rows(recipe.data)
+        captions = [str(text) for text in rows[recipe.data.text_column]]
+        train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
+        pictures = PictureData(rows, recipe.data, train, recipe.seed)
+        self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
+        self.captions = pictures.captions()
+
+        torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
+        self.vae = build_network({"class": "AutoencoderKL", **model["vae"]} if "from" in model["vae"] else model["vae"], "model.vae")
+        self.vae.eval().requires_grad_(False)
+        self.tokenizer = build_tokenizer(model["tokenizer"], self.captions)
+        self.text_encoder = build_text_encoder(model["text_encoder"], self.tokenizer)
+        self.denoiser = build_network(model["denoiser"], "model.denoiser")
+        self.noise = CaptionNoise(
+            self.captions, float(objective["drop_caption"]), float(objective["word_dropout"]), float(objective["pseudo_word"])
+        )
+        self.data: Any = pictures
+        if model["cache_latents"]:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            latents = self.normalise(encode_all(self.vae.to(device), pictures, batch_size=64))
+            self.data = LatentData(latents, self.captions, pictures.indices)
+        self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
+        if model["train_text_encoder"]:
+            self.networks["text_encoder"] = self.text_encoder
+        else:
+            self.text_encoder.eval().requires_grad_(False)
+        self.phases = (Phase("denoiser", tuple(self.networks)),)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents as the denoiser sees them: mean 0, deviation 1."""
+        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.get("scaling_factor", 1.0)
+
+    def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
+        """Denoising losses of a batch of latents (B, c, h, w), or of pictures that are encoded on the fly, with their captions."""
+        if "latents" in batch:
+            x_0 = batch["latents"]
+        else:
+            with torch.no_grad():
+                x_0 = self.normalise(self.vae.to(batch["picture"].device).encode(batch["picture"]).latent_dist.mode().float())
+        seeds = [seed_of(self.recipe.seed, "augmentation", row, draw) for row, draw in zip(batch["row"], batch["draw"], strict=True)]
+        captions = [self.noise(caption, seed) for caption, seed in zip(batch["text"], seeds, strict=True)]
+        text_encoder = networks.get("text_encoder", self.text_encoder.to(x_0.device))
+        condition = encode_text(self.tokenizer, text_encoder, captions, device=x_0.device)
+        return self.objective(partial(predict, networks["denoiser"]), x_0, condition=condition, generator=generator)
+
+    def pipeline(self, networks: dict[str, nn.Module]) -> Any:
+        """The pipeline made of these networks and the task's other components."""
+        from ...pipelines.latent_text_to_image import LatentTextToImagePipeline
+
+        denoiser = networks["denoiser"]
+        name = "unet" if type(denoiser).__name__.startswith("UNet") else "transformer"
+        return LatentTextToImagePipeline(
+            vae=self.vae,
+            text_encoder=networks.get("text_encoder", self.text_encoder),
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            default_num_inference_steps=self.model["default_num_inference_steps"],
+            default_guidance_scale=self.model["default_guidance_scale"],
+            **{name: denoiser},
+        )
+
+    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
+        """Held-out captions (training captions where none are held out): the real pictures in one row, drawn ones below, 16 to a row."""
+        source = self.held_out
+        captions = (source.captions() if source else self.captions)[: self.sample["pictures"]]
+        pipe = self.pipeline(networks)
+        pipe.set_progress_bar_config(disable=True)
+        drawn = pipe(
+            captions,
+            num_inference_steps=self.sample["steps"],
+            guidance_scale=self.sample["guidance"],
+            generator=[torch.Generator().manual_seed(seed_of(self.recipe.seed, "sampling", i)) for i in range(len(captions))],
+            output_type="pt",
+        ).images.cpu()
+        rows = []
+        for start in range(0, len(captions), 16):
+            if source:
+                rows.append(torch.stack([source.picture(i) for i in range(start, min(start + 16, len(captions)))]).float() / 127.5 - 1)
+            rows.append(drawn[start : start + 16] * 2 - 1)
+        return grid(torch.cat(rows), columns=min(16, len(captions)))
+
+    def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
+        """The whole pipeline in the Hub's layout, in `model.save_dtype`."""
+        pipe = copy.deepcopy(self.pipeline(networks)).to("cpu", dtype=getattr(torch, self.model["save_dtype"]))
+        pipe.save_pretrained(folder, license=self.recipe.card.get("license"), notes=training_notes(self.recipe, facts))
+
+
+def build_scheduler(settings: dict[str, Any]) -> Any:
+    """A scheduler of this library from `{class: NAME, ...arguments}`."""
+    from ...schedulers import SCHEDULERS
+
+    settings = dict(settings)
+    classes = {cls.__name__: cls for cls in SCHEDULERS.values()}
+    name = settings.pop("class", None)
+    if name not in classes:
+        raise ValueError(f"model.scheduler.class: {name!r} is none of {', '.join(classes)}.")
+    return classes[name](**settings)
+
+
+def build_tokenizer(settings: dict[str, Any], captions: list[str]) -> Any:
+    """`{from: FOLDER_OR_REPO, subfolder: ...}`, or `{vocab_size: ..., max_length: ...}` to learn one from the captions."""
+    if "from" in settings:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(settings["from"], subfolder=settings.get("subfolder", ""), trust_remote_code=False)
+    unknown = set(settings) - {"vocab_size", "max_length"}
+    if unknown or len(settings) < 2:
+        raise ValueError(f"model.tokenizer: give `from`, or vocab_size and max_length; got {settings}.")
+    return train_clip_tokenizer(captions, settings["vocab_size"], settings["max_length"])
+
+
+def build_text_encoder(settings: dict[str, Any], tokenizer: Any) -> nn.Module:
+    """A text encoder whose vocabulary and special tokens are the tokenizer's, unless `from` names a finished one."""
+    if "from" not in settings:
+        tokens = {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        settings = {**tokens, **settings}
+    return build_network({"class": "CLIPTextModel", **settings}, "model.text_encoder")
+
+
+def _choose(registry: dict[str, Any], settings: Any, where: str) -> Any:
+    """An entry of a registry from `NAME` or `{name: NAME, ...arguments}`."""
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name not in registry:
+        raise ValueError(f"{where}: {name!r} is none of {', '.join(registry)}.")
+    unknown = set(settings) - set(inspect.signature(registry[name]).parameters)
+    if unknown:
+        raise ValueError(f"{where}: {name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(inspect.signature(registry[name]).parameters)}.")
+    return registry[name](**settings)
+
+
+def _weighting(settings: Any) -> Any:
+    """None, "likelihood", or a function of the SNR with its arguments filled in."""
+    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
+    name = settings.pop("name", None)
+    if name == "likelihood":
+        return name
+    if name not in WEIGHTINGS:
+        raise ValueError(f"objective.weighting: {name!r} is none of {', '.join([*WEIGHTINGS, 'likelihood'])}.")
+    function = WEIGHTINGS[name]
+    return partial(function, **settings) if function and settings else function

@@ -1,0 +1,376 @@
+"""One training loop for every family: accelerate, moving averages, exact resume, sample grids, logs, a progress bar.
+
+The loop knows no mathematics. A task hands it the networks and a function from a batch to losses; everything random in that function is
+drawn from generators that belong to the samples (see `random.py`), so ranks, accumulation and resuming do not change the numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Recipe, to_dict
+from .data import EndlessBatches, collate, stream_batches
+from .objectives.base import ObjectiveOutput, Phase
+from .random import Generators, sample_generators
+from .state import checkpoints, environment, load_checkpoint, random_state, save_checkpoint, set_random_state
+
+Losses = Callable[[dict[str, nn.Module], dict[str, Any], str, Generators], ObjectiveOutput]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message says where and which checkpoint is the last good one."""
+
+
+class _Step(nn.Module):
+    """The networks and their losses as one module, so that DDP and FSDP see one forward, whatever the losses call inside."""
+
+    def __init__(self, networks: dict[str, nn.Module], losses: Losses) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        self._losses = losses
+
+    def forward(self, batch: dict[str, Any], phase: str, generator: Generators) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self._losses(dict(self.networks.items()), batch, phase, generator)
+        return output.per_sample, output.metrics
+
+
+class Trainer:
+    """Trains the networks of one task.
+
+    Args:
+        recipe: the run's settings.
+        networks: the trained networks by name; those of a phase are updated by its optimiser.
+        losses: (networks, batch, phase name, generators) -> ObjectiveOutput.
+        phases: one per optimiser.
+        data: a map-style data set asked by (item, draw), or an `IterableDataset` of rows when `recipe.data.streaming`.
+        output_dir: where checkpoints, logs and pictures go.
+        draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
+    Raises:
+        ValueError: the batch does not divide over ranks and accumulation; the data set is smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        networks: dict[str, nn.Module],
+        losses: Losses,
+        phases: tuple[Phase, ...],
+        data: Any,
+        output_dir: str | Path,
+        draw_samples: Callable[[dict[str, nn.Module]], Any] | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import ProjectConfiguration
+
+        self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
+        self.output_dir, self.draw_samples = Path(output_dir), draw_samples
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+            mixed_precision=self.loop.mixed_precision,
+            log_with=self.loop.log_with,
+            project_config=ProjectConfiguration(project_dir=str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
+        )
+        parts = self.loop.gradient_accumulation_steps * self.accelerator.num_processes
+        if self.loop.batch_size % parts or self.loop.batch_size < parts:
+            raise ValueError(
+                f"loop.batch_size {self.loop.batch_size} does not divide over {self.accelerator.num_processes} processes and "
+                f"{self.loop.gradient_accumulation_steps} accumulation steps; make it a multiple of {parts}."
+            )
+        self.micro_batch = self.loop.batch_size // parts
+        if not recipe.data.streaming:  # the size is checked before any compute
+            EndlessBatches(len(data), self.micro_batch, recipe.seed, ranks=self.accelerator.num_processes)
+
+        memory_format = torch.channels_last if self.loop.channels_last else torch.preserve_format
+        device = self.accelerator.device
+        self.networks = {name: network.to(device=device, memory_format=memory_format).train() for name, network in networks.items()}
+        self.averages = {name: _average(network, recipe) for name, network in self.networks.items()} if recipe.ema else {}
+        self.modules, self.optimizers, self.schedules = {}, {}, {}
+        for phase in phases:
+            members = {name: self.networks[name] for name in phase.networks}
+            optimizer = _optimizer(members, recipe)
+            module = _Step(self.networks, losses)
+            for name, network in self.networks.items():
+                network.requires_grad_(name in members)
+            self.modules[phase.name], self.optimizers[phase.name] = self.accelerator.prepare(module, optimizer)
+            self.schedules[phase.name] = _schedule(optimizer, recipe)
+        for network in self.networks.values():
+            network.requires_grad_(True)
+        if recipe.loop.gradient_checkpointing:
+            for network in self.networks.values():
+                if hasattr(network, "enable_gradient_checkpointing"):
+                    network.enable_gradient_checkpointing()
+        self.step = 0
+        self.micro_steps = 0
+        self.seconds = 0.0
+        self._log: list[dict[str, float]] = []
+
+    # -- the loop -------------------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run from the present step to `recipe.loop.steps`.
+
+        Raises:
+            NonFiniteLoss: a loss is NaN or infinite; the weights of the last whole checkpoint are good.
+        """
+        from tqdm.auto import tqdm
+
+        main = self.accelerator.is_main_process
+        if self.loop.log_with:
+            self.accelerator.init_trackers("gen_pipelines", config={"task": self.recipe.task, "seed": self.recipe.seed})
+        batches = self._batches()
+        bar = tqdm(total=self.loop.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, smoothing=0.05)
+        begun = time.monotonic() - self.seconds
+        while self.step < self.loop.steps:
+            metrics: dict[str, float] = {}
+            for phase in self.phases:
+                if self.step % phase.interval == 0:
+                    for _ in range(phase.repeats):
+                        metrics.update(self._update(phase, batches))
+            self.step += 1
+            self.seconds = time.monotonic() - begun
+            bar.update()
+            if main and self.loop.log_every and self.step % self.loop.log_every == 0:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+                self._record({"step": self.step, "seconds": round(self.seconds, 1), **metrics})
+            if self.loop.log_with:
+                self.accelerator.log(metrics, step=self.step)
+            if self.loop.sample_every and self.step % self.loop.sample_every == 0:
+                self._draw()
+            if self.loop.checkpoint_every and self.step % self.loop.checkpoint_every == 0 or self.step == self.loop.steps:
+                self.save()
+        bar.close()
+        self.accelerator.wait_for_everyone()
+        if self.loop.log_with:
+            self.accelerator.end_training()
+
+    def _update(self, phase: Phase, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
+        module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
+        accumulate = self.loop.gradient_accumulation_steps
+        total: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            network.requires_grad_(name in phase.networks)
+        for micro in range(accumulate):
+            batch = next(batches)
+            generators = sample_generators(self.recipe.seed, "objective", batch["row"], batch["draw"])
+            batch = {key: value.to(self.accelerator.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            last = micro == accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(module):
+                per_sample, metrics = module(batch, phase.name, generators)
+                loss = per_sample.mean()
+                self._check_finite(per_sample, batch, phase)
+                self.accelerator.backward(loss / accumulate)
+            self.micro_steps += 1
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                total[name] = total.get(name, 0) + value.detach().float().mean() / accumulate
+        if self.loop.max_grad_norm:
+            parameters = [p for name in phase.networks for p in self.networks[name].parameters()]
+            total["grad_norm"] = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.loop.max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        self.schedules[phase.name].step()
+        for name in phase.networks:
+            if name in self.averages:
+                self.averages[name].step(self.networks[name].parameters())
+        prefix = "" if len(self.phases) == 1 else f"{phase.name}/"
+        if not (self.loop.log_with or self.loop.log_every and (self.step + 1) % self.loop.log_every == 0):
+            return {}
+        names = sorted(total)
+        values = self.accelerator.reduce(torch.stack([total[name].to(self.accelerator.device) for name in names]), reduction="mean")
+        return {prefix + name: value for name, value in zip(names, values.tolist(), strict=True)}
+
+    def _check_finite(self, per_sample: Tensor, batch: dict[str, Any], phase: Phase) -> None:
+        bad = self.accelerator.reduce((~torch.isfinite(per_sample.detach())).sum().float(), reduction="sum")
+        if bad.item():
+            good = checkpoints(self.output_dir / "checkpoints")
+            where = f"resume from {good[-1]}" if good else "there is no checkpoint yet"
+            rows = [row for row, finite in zip(batch["row"], torch.isfinite(per_sample).tolist(), strict=True) if not finite]
+            raise NonFiniteLoss(
+                f"step {self.step + 1}, phase {phase.name!r}: {int(bad.item())} of {self.loop.batch_size} losses are not finite "
+                f"(rows {rows[:8]} of the data set on this rank); the weights were not updated; {where}, with a lower learning rate."
+            )
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if self.recipe.data.streaming:
+            stream = stream_batches(self.data, self.recipe.data, self.micro_batch, self.recipe.seed + self.micro_steps, rank, ranks)
+            yield from (collate(examples) for examples in stream)
+            return
+        sampler = EndlessBatches(len(self.data), self.micro_batch, self.recipe.seed, rank, ranks, start=self.micro_steps)
+        workers = self.recipe.data.workers
+        yield from torch.utils.data.DataLoader(self.data, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+
+    # -- weights and state ------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[dict[str, nn.Module]]:
+        """The networks with their moving averages in place, in evaluation mode; the trained weights come back afterwards."""
+        modes = {name: network.training for name, network in self.networks.items()}
+        for name, average in self.averages.items():
+            average.store(self.networks[name].parameters())
+            average.copy_to(self.networks[name].parameters())
+        try:
+            yield {name: network.eval() for name, network in self.networks.items()}
+        finally:
+            for name, average in self.averages.items():
+                average.restore(self.networks[name].parameters())
+            for name, network in self.networks.items():
+                network.train(modes[name])
+
+    def save(self) -> None:
+        """Write a checkpoint; a kill at any moment leaves either the whole of it or nothing."""
+        ranks: list[Any] = [random_state()]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            ranks = gather_object(ranks)
+        if self.accelerator.is_main_process:
+            networks = {f"{name}.{key}": value for name, network in self.networks.items() for key, value in network.state_dict().items()}
+            averages = {f"{name}.{i}": value for name, average in self.averages.items() for i, value in enumerate(average.shadow_params)}
+            states: dict[str, Any] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+            states["schedules"] = {name: {"last_epoch": schedule.last_epoch} for name, schedule in self.schedules.items()}
+            if self.accelerator.scaler is not None:
+                states["scaler"] = self.accelerator.scaler.state_dict()
+            about = {
+                "micro_steps": self.micro_steps,
+                "seconds": self.seconds,
+                "averaged_steps": {name: average.optimization_step for name, average in self.averages.items()},
+                "environment": environment(self.accelerator.num_processes),
+                "recipe": to_dict(self.recipe),
+            }
+            folder = self.output_dir / "checkpoints"
+            save_checkpoint(folder, self.step, networks, averages, states, about, self.loop.keep_checkpoints, ranks)
+            self._write_log()
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, inexact: bool = False) -> int:
+        """Continue from the newest whole checkpoint in the output folder.
+
+        Args:
+            inexact: allow what cannot be exact (a streamed data set starts over with a new order).
+        Returns: the step that the run continues from; 0 when there is no checkpoint.
+        Raises:
+            ValueError: the checkpoint is of another recipe or damaged, or the data set is a stream and `inexact` is False.
+        """
+        found = checkpoints(self.output_dir / "checkpoints")
+        if not found:
+            return 0
+        if self.recipe.data.streaming and not inexact:
+            raise ValueError("--resume: the place in a streamed data set cannot be restored exactly; pass --inexact-resume to start it over.")
+        networks, averages, states, ranks, about = load_checkpoint(found[-1])
+        self._compare(about, found[-1])
+        for name, network in self.networks.items():
+            network.load_state_dict({key[len(name) + 1 :]: value for key, value in networks.items() if key.startswith(f"{name}.")})
+        for name, average in self.averages.items():
+            for i, shadow in enumerate(average.shadow_params):
+                shadow.copy_(averages[f"{name}.{i}"])
+            average.optimization_step = about["averaged_steps"][name]
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(states[name])
+            schedule = self.schedules[name]
+            schedule.last_epoch = states["schedules"][name]["last_epoch"]
+            schedule._step_count = schedule.last_epoch + 1
+            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+        if self.accelerator.scaler is not None and "scaler" in states:
+            self.accelerator.scaler.load_state_dict(states["scaler"])
+        if len(ranks) == self.accelerator.num_processes:
+            set_random_state(ranks[self.accelerator.process_index])
+        self.step, self.micro_steps, self.seconds = about["step"], about["micro_steps"], about["seconds"]
+        log = self.output_dir / "log.jsonl"
+        if log.is_file():
+            self._log = [entry for entry in map(json.loads, log.read_text().splitlines()) if entry["step"] <= self.step]
+        return self.step
+
+    def _compare(self, about: dict[str, Any], path: Path) -> None:
+        free = {f"loop.{key}" for key in ("steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "log_with")}
+        mine, theirs = _flat(json.loads(json.dumps(to_dict(self.recipe)))), _flat(about["recipe"])
+        different = sorted(
+            key
+            for key in mine.keys() | theirs.keys()
+            if mine.get(key) != theirs.get(key) and key not in free and not key.startswith(("card.", "sample."))
+        )
+        if different:
+            raise ValueError(f"--resume: {path} was made by another recipe; these settings differ: {', '.join(different)}.")
+        now = environment(self.accelerator.num_processes)
+        changed = [f"{key} {about['environment'].get(key)} -> {value}" for key, value in now.items() if about["environment"].get(key) != value]
+        if changed:
+            warnings.warn(f"resuming {path.name} in another environment ({'; '.join(changed)}): equal up to rounding only.", stacklevel=3)
+
+    # -- what a person sees -------------------------------------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        if self.draw_samples is None:
+            return
+        if self.accelerator.is_main_process:
+            state = random_state()
+            with self.averaged_weights() as networks, torch.no_grad():
+                picture = self.draw_samples(networks)
+            set_random_state(state)  # looking does not change the run
+            folder = self.output_dir / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"step-{self.step:08d}.png")
+        self.accelerator.wait_for_everyone()
+
+    def _record(self, entry: dict[str, float]) -> None:
+        self._log.append({key: value if math.isfinite(value) else str(value) for key, value in entry.items()})
+        if len(self._log) % 10 == 0:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        path = self.output_dir / "log.jsonl"
+        side = path.with_name(".log.jsonl")
+        side.write_text("".join(json.dumps(entry) + "\n" for entry in self._log))
+        os.replace(side, path)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one table with dotted keys."""
+    table: dict[str, Any] = {}
+    for key, value in settings.items():
+        table.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return table
+
+
+def _optimizer(networks: dict[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases, gains and embeddings of one dimension."""
+    settings = recipe.optimizer
+    parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LambdaLR:
+    settings, steps = recipe.optimizer, recipe.loop.steps
+    shapes = {
+        "constant": lambda x: 1.0,
+        "linear": lambda x: 1.0 - x,
+        "cosine": lambda x: 0.5 + 0.5 * math.cos(math.pi * x),
+    }
+    if settings.schedule not in shapes:
+        raise ValueError(f"optimizer.schedule: {settings.schedule!r} is none of {', '.join(shapes)}.")
+
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        return shapes[settings.schedule](min((step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1), 1.0))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _average(network: nn.Module, recipe: Recipe) -> Any:
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(network.parameters(), decay=recipe.ema.decay, use_ema_warmup=True, power=recipe.ema.power, foreach=True)

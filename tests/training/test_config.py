@@ -1,0 +1,49 @@
+import pytest
+import yaml
+
+from gen_pipelines.training.config import load_recipe, to_dict
+
+RECIPE = {"task": "autoencoder", "data": {"name": "x"}, "loop": {"steps": 3, "batch_size": 2}}
+
+
+def write(tmp_path, settings):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_defaults_overrides_and_round_trip(tmp_path):
+    recipe = load_recipe(write(tmp_path, RECIPE), ["loop.steps=7", "optimizer.learning_rate=1e-3", "optimizer.betas=[0.5,0.9]", "ema=null"])
+    assert (recipe.loop.steps, recipe.optimizer.learning_rate, recipe.optimizer.betas, recipe.ema) == (7, 1e-3, (0.5, 0.9), None)
+    assert recipe.data.resolution == 64
+    assert load_recipe(write(tmp_path, to_dict(recipe) | {"optimizer": {**to_dict(recipe)["optimizer"], "betas": [0.5, 0.9]}})) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loops": {}}, "unknown key 'loops'.*did you mean 'loop'"),
+        ({"loop": {"steps": 3}}, "'batch_size' is missing"),
+        ({"loop": {"steps": "many", "batch_size": 2}}, "steps: expected int, got 'many'"),
+        ({"loop": {"steps": True, "batch_size": 2}}, "steps: expected int"),
+        ({"data": {"name": "x", "resolutoin": 3}}, "did you mean 'resolution'"),
+    ],
+)
+def test_a_bad_recipe_names_the_key(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(write(tmp_path, RECIPE | change))
+
+
+def test_bad_overrides_and_files(tmp_path):
+    with pytest.raises(ValueError, match="write it as key=value"):
+        load_recipe(write(tmp_path, RECIPE), ["loop.steps"])
+    with pytest.raises(ValueError, match="not a group of settings"):
+        load_recipe(write(tmp_path, RECIPE), ["task.name=3"])
+    with pytest.raises(FileNotFoundError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="a recipe is a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_recipe(tmp_path / "broken.yaml")

@@ -1,0 +1,125 @@
+import collections
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+
+from gen_pipelines.training.config import DataConfig
+from gen_pipelines.training.data import (
+    CaptionNoise,
+    EndlessBatches,
+    PictureData,
+    augment,
+    collate,
+    known_words_holdout,
+    load_rows,
+    prepare_picture,
+)
+from gen_pipelines.training.random import normal, sample_generators
+
+
+def test_transparency_is_laid_on_the_background():
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert prepare_picture(picture, 4).unique().tolist() == [255]
+    assert prepare_picture(picture, 4, background="black").unique().tolist() == [0]
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
+    assert prepare_picture(half, 4)[:, 0, 0].tolist() == [255, 127, 127]
+
+
+def test_resize_keeps_the_aspect_and_crops_the_centre():
+    picture = Image.new("RGB", (60, 20), "white")
+    picture.paste("black", (20, 0, 40, 20))
+    assert prepare_picture(picture, 10).shape == (3, 10, 10)
+    assert prepare_picture(picture, 10)[:, :, 2:8].max() <= 1  # Lanczos rings a little
+    assert prepare_picture(Image.new("L", (5, 9), 7), 3, channels=1).shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_batches_of_one_process(ranks):
+    one = list(itertools.islice(EndlessBatches(40, 8, seed=3), 12))
+    shares = [list(itertools.islice(EndlessBatches(40, 8 // ranks, 3, rank, ranks), 12)) for rank in range(ranks)]
+    for whole, *parts in zip(one, *shares, strict=True):
+        assert sorted(whole) == sorted(itertools.chain(*parts))
+    epoch = collections.Counter(item for batch in one[:5] for item, _ in batch)
+    assert sorted(epoch) == list(range(40)) and set(epoch.values()) == {1}  # every row once per epoch
+
+
+def test_batches_continue_from_any_place():
+    whole = list(itertools.islice(EndlessBatches(20, 4, seed=1), 15))
+    for place in (1, 4, 5, 11):
+        assert list(itertools.islice(EndlessBatches(20, 4, seed=1, start=place), 15 - place)) == whole[place:]
+    with pytest.raises(ValueError, match="a batch of 8 samples from a data set of 5"):
+        EndlessBatches(5, 8, seed=0)
+
+
+def test_a_sample_draws_the_same_noise_in_any_batch():
+    generators = lambda rows: sample_generators(0, "objective", rows, [2] * len(rows))  # noqa: E731
+    together = normal((3, 2, 2), generators([5, 6, 7]))
+    alone = normal((1, 2, 2), generators([6]))
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(alone, normal((1, 2, 2), sample_generators(0, "augmentation", [6], [2])))
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        normal((3, 2), generators([1, 2]))
+
+
+def test_augmentation_is_mirroring_and_whole_pixel_shifts():
+    picture = torch.arange(48, dtype=torch.uint8).reshape(3, 4, 4)
+    seen = set()
+    for seed in range(40):
+        out = augment(picture, 0.5, 0, torch.Generator().manual_seed(seed))
+        seen.add(torch.equal(out, picture))
+        assert torch.equal(out, picture) or torch.equal(out, picture.flip(-1))
+    assert seen == {True, False}  # both happen: the chance that 40 fair coins agree is 2e-12
+    shifted = augment(picture, 0.0, 1, torch.Generator().manual_seed(0))
+    assert shifted.shape == picture.shape and set(shifted.flatten().tolist()) <= set(picture.flatten().tolist())
+
+
+def test_holdout_leaves_every_held_out_word_in_training():
+    captions = [f"{colour} {shape}" for colour in ("red", "green", "blue") for shape in ("ball", "cube", "cone")] + ["unicorn"]
+    train, held = known_words_holdout(captions, len(captions), 4, seed=0)
+    assert sorted(train + held) == list(range(10)) and len(held) == 4
+    left = {word for row in train for word in captions[row].split()}
+    assert all(set(captions[row].split()) <= left for row in held)
+    with pytest.raises(ValueError, match="data.holdout: only"):
+        known_words_holdout(captions, len(captions), 9, seed=0)
+
+
+def test_caption_noise_rates():
+    captions = ["woman firefighter medium skin tone", "green apple", "clown face"]
+    noise = CaptionNoise(captions, drop=0.2, word_dropout=0.3, pseudo_word=0.25)
+    drawn = [noise(captions[0], seed) for seed in range(4000)]
+    assert drawn == [noise(captions[0], seed) for seed in range(4000)]
+    words = set(" ".join(captions).split())
+    empty = sum(text == "" for text in drawn)
+    shorter = sum(0 < len(text.split()) < 5 for text in drawn)
+    invented = sum(any(word not in words for word in text.split()) for text in drawn)
+    # 5 standard deviations of a binomial of 4000: each of the three fails once in 1.7 million
+    for count, p in ((empty, 0.2), (shorter, 0.8 * 0.3), (invented, 0.8 * 0.25)):
+        assert abs(count - 4000 * p) < 5 * (4000 * p * (1 - p)) ** 0.5
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        CaptionNoise(captions, drop=1.5)
+
+
+def test_rows_become_batches(shapes):
+    config = DataConfig(name=str(shapes), text_column="text", resolution=16)
+    data = PictureData(load_rows(config), config)
+    batch = collate([data[(0, 0)], data[(5, 0)]])
+    assert batch["picture"].shape == (2, 3, 16, 16) and batch["picture"].dtype == torch.float32
+    assert batch["picture"].min() >= -1 and batch["picture"].max() == 1
+    assert batch["text"][0] == "big red circle" and len(data) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_column": "caption"}, "data.text_column: .* no column 'caption'; its columns: image, text"),
+        ({"image_column": "picture"}, "data.image_column: .* no column 'picture'"),
+        ({"split": "validation"}, "cannot read the split 'validation'"),
+        ({"name": "./no/such/folder"}, "the folder ./no/such/folder does not exist"),
+    ],
+)
+def test_a_data_set_that_does_not_fit_is_named(shapes, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_rows(DataConfig(**({"name": str(shapes), "text_column": "text"} | change)))
