@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ def describe_parameterization(scheduler_config: dict[str, Any]) -> dict[str, Any
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        fields = ", ".join(f"{f.name}={getattr(value, f.name)!r}" for f in dataclasses.fields(value) if f.init and f.repr)
-        return f"{type(value).__name__}({fields})"
+        told = [f for f in dataclasses.fields(value) if f.init and f.repr and getattr(value, f.name) != f.default]
+        return f"{type(value).__name__}({', '.join(f'{f.name}={reprlib.repr(getattr(value, f.name))}' for f in told)})"
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 

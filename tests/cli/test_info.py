@@ -65,6 +65,17 @@ def test_printed_and_as_json(folder, capsys):
     assert json.loads(capsys.readouterr().out) == describe_model(str(folder))
 
 
+def test_what_the_network_of_a_diffusers_folder_was_trained_to_do(sd_folder):
+    facts = describe_model(sd_folder)
+    assert facts["scheduler"] == "DDIMScheduler" and facts["parameters"] > 0
+    parameterization = facts["parameterization"]
+    assert parameterization == {
+        "path": "DiscreteVPPath(beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear')",
+        "prediction": "epsilon",
+        "time_input": "index",
+    }
+
+
 def test_the_fingerprint_follows_the_weights_and_not_the_card(folder):
     before = Repository.open(str(folder)).fingerprint()
     (folder / "README.md").write_text("another card")
