@@ -30,7 +30,7 @@ DIFFUSERS_KEYS = frozenset(
     solver_p solver_type stage_range stages steps_offset stochastic_sampling t_lim_ode t_lim_ode_below t_max t_min tail_step_multiplier
     tail_steps tau_func threshold thresholding time_shift_type timestep_scaling timestep_spacing timestep_type trained_betas tsr_k tsr_sigma
     upscale_mode use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type
-    predict_epsilon tensor_format""".split()
+    beta_max beta_min s_churn s_max s_min predict_epsilon tensor_format""".split()
 )
 # keys of this library's schedulers that diffusers has not; a scheduler class adds its own when it is defined
 OUR_KEYS: set[str] = {"parameterization"}
@@ -52,8 +52,8 @@ _OUR_FLOW = frozenset(("FlowMatchEulerScheduler", "FlowMatchHeunScheduler", "Rec
 _EDM = frozenset(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"))
 _UNREADABLE = frozenset(
     """AmusedScheduler BlockRefinementScheduler ConsistencyDecoderScheduler DDPMWuerstchenScheduler DiscreteDDIMScheduler
-    EntropyBoundScheduler HeliosScheduler HeliosDMDScheduler IPNDMScheduler MiniMaxH3Scheduler PiflowScheduler RFD4ProteinaScheduler
-    SCMScheduler VQDiffusionScheduler""".split()
+    EntropyBoundScheduler HeliosScheduler HeliosDMDScheduler IPNDMScheduler KarrasVeScheduler MiniMaxH3Scheduler PiflowScheduler
+    RFD4ProteinaScheduler SCMScheduler ScoreSdeVpScheduler VQDiffusionScheduler""".split()
 )
 # defaults of diffusers' classes that differ from beta 0.0001 to 0.02, linear, no clipping; they matter for files that leave keys out
 _SD_BETAS = frozenset(
@@ -95,7 +95,7 @@ def _family(config: dict[str, Any]) -> str:
     if name == "ScoreSdeVeScheduler":
         return "ve"
     has = config.keys()
-    betas = "beta_start" in has or config.get("trained_betas") is not None
+    betas = "beta_start" in has or "beta_schedule" in has or config.get("trained_betas") is not None
     if betas and config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
         return "svd"
     found = [

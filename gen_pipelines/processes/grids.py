@@ -289,8 +289,8 @@ def _shifted(times: np.ndarray, o: GridOptions, mu: float | None) -> np.ndarray:
 def _into_range(p: Parameterization, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Times moved into the trained range, and which of them to keep (those moved to one end are merged into one)."""
     low, high = p.trained_t_range
-    slack = 1e-9 * max(1.0, abs(high))
-    outside = (times > high + slack) | (times < low - slack)
+    slack = 1e-5  # explicit times have been through float32, and through an exponential where the network is given log sigma
+    outside = (times > high * (1 + slack)) | (times < low * (1 - slack) - 1e-9 * (high - low))
     moved = np.clip(times, low, high)
     keep = np.ones(len(times), dtype=bool)
     if outside.any():

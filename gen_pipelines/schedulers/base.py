@@ -136,6 +136,10 @@ def combine(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     return torch.add(x if _close(a, 1.0) else x * a, y, alpha=b)
 
 
+def _same_time(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-6 * max(1.0, abs(a))  # times may have been through float32
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
@@ -427,21 +431,19 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
         """The position of a timestep, by value (it reads a tensor on an accelerator); if it is there twice, the one that begins a step."""
-        stages = self._need_timesteps("index_for_timestep")
+        self._need_timesteps("index_for_timestep")
         values = self._values if schedule_timesteps is None else schedule_timesteps.tolist()
         value = float(timestep.reshape(-1)[0]) if isinstance(timestep, Tensor) else float(timestep)
-        found = [i for i, v in enumerate(values) if abs(v - value) <= 1e-6 * max(1.0, abs(v))]
-        if not found:
-            raise self._not_in_schedule("index_for_timestep", value)
-        return next((i for i in found if i < len(stages) and stages[i].first), found[0])
+        return self._find(value, values, "index_for_timestep")
 
-    def _not_in_schedule(self, what: str, timestep: Any) -> ValueError:
-        grid = self._values
-        return ValueError(
-            f"{type(self).__name__}.{what}: timestep {timestep} is not in the current schedule ({len(grid)} steps from {grid[0]:g} to "
-            f"{grid[-1]:g}); "
-            "call set_timesteps(...) first, or pass an element of scheduler.timesteps."
-        )
+    def _find(self, value: float, values: list[float], what: str) -> int:
+        found = [i for i, v in enumerate(values) if _same_time(v, value)]
+        if not found:
+            raise ValueError(
+                f"{type(self).__name__}.{what}: timestep {value:g} is not in the current schedule ({len(values)} steps from "
+                f"{values[0]:g} to {values[-1]:g}); call set_timesteps(...) first, or pass an element of scheduler.timesteps."
+            )
+        return next((i for i in found if i < len(self._stages) and self._stages[i].first), found[0])
 
     def _position(self, timestep: float | Tensor, what: str) -> int:
         """The position of `timestep`: elements of `timesteps` by their address, CPU tensors and numbers by value, never with a
@@ -449,21 +451,16 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         self._need_timesteps(what)
         expected = self._begin_index if self._step_index is None else self._step_index
         if isinstance(timestep, Tensor):
-            offset = timestep.data_ptr() - self._timesteps.data_ptr()
-            if (
-                0 <= offset < len(self._values) * self._stride
-                and timestep.dtype == self._timesteps.dtype
-                and timestep.device == self._timesteps.device
-            ):
+            offset = timestep.data_ptr() - self._timesteps.data_ptr()  # addresses are unique across devices
+            if 0 <= offset < len(self._values) * self._stride and timestep.dtype is self._timesteps.dtype:
                 return offset // self._stride
             if timestep.device.type != "cpu" and expected is not None:
                 return expected  # a copy on an accelerator: reading it would stop the queue, so the counter is trusted
             timestep = timestep.reshape(-1)[0].item()
         if expected is not None and expected < len(self._values):
-            value = self._values[expected]
-            if abs(value - timestep) <= 1e-6 * max(1.0, abs(value)):
+            if _same_time(self._values[expected], timestep):
                 return expected
-        return self.index_for_timestep(timestep)
+        return self._find(float(timestep), self._values, what)
 
     def _begin(self, timestep: float | Tensor) -> int:
         """The position for this `step`. A loop that starts again or jumps is followed, and forgets the history."""
@@ -485,11 +482,17 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         return sample * self._input_scales[self._position(timestep, "scale_model_input")]
 
     def _split(self, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(output, sample, learned variance or None), float32 or better, the sign of the network taken off."""
+        """(output, sample, learned variance or None), float32 or better."""
         variance = None
         if model_output.shape != sample.shape:
             model_output, variance = self._network.split_variance(model_output, sample)
         return _wide(model_output), _wide(sample), variance
+
+    def _x_0(self, model_output: Tensor, sample: Tensor, i: int) -> Tensor:
+        """x_0 of stage `i` from what `_split` returned, limited as the network's config says."""
+        a = self._affine[i]
+        x_0 = combine(a.x_0_from_x, sample, a.x_0_from_output, model_output)
+        return self._network.limit_x_0(x_0) if self._network.limits_x_0 else x_0
 
     def _predict(self, model_output: Tensor, sample: Tensor, i: int, consistent: bool = True) -> tuple[Tensor, Tensor]:
         """(x_0, eps) of stage `i`, each (B, *event), float32 or better.
@@ -498,12 +501,10 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         """
         model_output, sample, _ = self._split(model_output, sample)
         a = self._affine[i]
-        x_0 = combine(a.x_0_from_x, sample, a.x_0_from_output, model_output)
-        if self._network.limits_x_0:
-            x_0 = self._network.limit_x_0(x_0)
-            if consistent:
-                here = self._stages[i].here
-                return x_0, combine(1 / here.sigma, sample, -here.alpha / here.sigma, x_0)
+        x_0 = self._x_0(model_output, sample, i)
+        if consistent and self._network.limits_x_0:
+            here = self._stages[i].here
+            return x_0, combine(1 / here.sigma, sample, -here.alpha / here.sigma, x_0)
         return x_0, combine(a.eps_from_x, sample, a.eps_from_output, model_output)
 
     def _first_order(self, model_output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ class DDPMScheduler(GaussianScheduler, SchedulerMixin):
         i = self._begin(timestep)
         stage = self._stages[i]
         model_output, x, learned = self._split(model_output, sample)
-        x_0, _ = self._predict(model_output, x, i)
+        x_0 = self._x_0(model_output, x, i)
         noise = self._noise(x_0, generator) if stage.there.sigma > 0.0 else None
         std = self._std(stage.data, learned) if noise is not None else 0.0
         return self._end(posterior_update(x_0, x, stage.here, stage.there, std, noise), x_0, sample, i, return_dict)

@@ -1,0 +1,217 @@
+"""Beside diffusers: one config, one deterministic toy network, one start; trajectories within 1e-5 of the sample's scale (fp32)."""
+
+import math
+
+import pytest
+import torch
+from diffusers import schedulers as D
+
+from gen_pipelines.schedulers import DDIMScheduler, DDPMScheduler, EulerScheduler, FlowMatchEulerScheduler
+
+# diffusers' Euler turns tensors to numpy arrays in a way that numpy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+MIX = 0.06 * torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def toy(x, t):
+    """Depends on its input, on the time, and mixes channels."""
+    return torch.einsum("oc,bchw->bohw", MIX, x) + 0.8 * torch.tanh(x) + 0.1 * math.cos(float(t) / 300)
+
+
+def run(scheduler, steps, start, network=toy, **kwargs):
+    """(states, their levels' sigma): one list entry after each step, as the scheduler gives them."""
+    generator = torch.Generator().manual_seed(2)
+    scheduler.set_timesteps(steps)
+    x, states = start, []
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(network(scaled, t), t, x, generator=generator, return_dict=False, **kwargs)[0]
+        states.append(x)
+    return states
+
+
+def assert_same(theirs, ours, tolerance=1e-5):
+    assert len(theirs) == len(ours)
+    worst = max(float((a - b).abs().max()) / max(1.0, float(a.abs().max())) for a, b in zip(theirs, ours, strict=True))
+    assert worst < tolerance
+
+
+def in_vp(states, sigmas):
+    """States in sigma coordinates, as variance-preserving ones: divided by alpha on both sides means times alpha here."""
+    return [x / math.sqrt(1 + float(s) ** 2) for x, s in zip(states, sigmas, strict=True)]
+
+
+BETAS = [{}, SD, {"beta_schedule": "squaredcos_cap_v2"}]
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+
+
+@pytest.mark.parametrize("betas", BETAS, ids=["linear", "sd", "cosine"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("clip", [True, False])
+class TestDDIMAndDDPM:
+    @pytest.mark.parametrize("eta", [0.0, 0.7])
+    @pytest.mark.parametrize("extra", [{}, {"steps_offset": 1, "set_alpha_to_one": False}])
+    def test_ddim(self, betas, prediction, clip, eta, extra):
+        theirs = D.DDIMScheduler(**betas, prediction_type=prediction, clip_sample=clip, **extra)
+        ours = DDIMScheduler.from_config(theirs.config)
+        assert_same(run(theirs, 20, START, eta=eta), run(ours, 20, START, eta=eta))
+
+    @pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
+    def test_ddpm(self, betas, prediction, clip, variance):
+        theirs = D.DDPMScheduler(**betas, prediction_type=prediction, clip_sample=clip, variance_type=variance)
+        ours = DDPMScheduler.from_config(theirs.config)
+        network = toy
+        if variance == "learned_range":
+            network = lambda x, t: torch.cat([toy(x, t), torch.tanh(2 * x)], 1)
+        assert_same(run(theirs, 20, START, network), run(ours, 20, START, network))
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_ddpm_on_other_grids(spacing):
+    theirs = D.DDPMScheduler(timestep_spacing=spacing, clip_sample=False)
+    assert_same(run(theirs, 30, START), run(DDPMScheduler.from_config(theirs.config), 30, START))
+
+
+def test_ddim_use_clipped_model_output_and_variance_noise():
+    theirs = D.DDIMScheduler()
+    ours = DDIMScheduler.from_config(theirs.config)
+    assert_same(run(theirs, 10, START, use_clipped_model_output=True), run(ours, 10, START, use_clipped_model_output=True))
+    for s in (theirs, ours):
+        s.set_timesteps(10)
+    t, noise = ours.timesteps[3], torch.randn(START.shape, generator=torch.Generator().manual_seed(5))
+    a = theirs.step(toy(START, t), int(t), START, eta=1.0, variance_noise=noise).prev_sample
+    b = ours.step(toy(START, t), t, START, eta=1.0, variance_noise=noise).prev_sample
+    assert_same([a], [b])
+
+
+def test_dynamic_thresholding():
+    theirs = D.DDIMScheduler(thresholding=True, sample_max_value=1.3, dynamic_thresholding_ratio=0.9)
+    assert_same(run(theirs, 10, START), run(DDIMScheduler.from_config(theirs.config), 10, START))
+
+
+@pytest.mark.parametrize("betas", BETAS[:2], ids=["linear", "sd"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"timestep_spacing": "linspace"},
+        {"timestep_spacing": "leading", "steps_offset": 1},
+        {"timestep_spacing": "trailing"},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+        {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 10.0},
+    ],
+    ids=lambda g: "-".join(map(str, g.values())),
+)
+def test_euler(betas, prediction, grid):
+    """From one given start, compared after dividing by alpha (diffusers' state is in sigma coordinates)."""
+    theirs = D.EulerDiscreteScheduler(**betas, prediction_type=prediction, **grid)
+    ours = EulerScheduler.from_config(theirs.config)
+    theirs.set_timesteps(20)
+    start = START * float(theirs.init_noise_sigma)
+    first, *sigmas = theirs.sigmas.tolist()
+    assert_same(in_vp(run(theirs, 20, start), sigmas), run(ours, 20, in_vp([start], [first])[0]))
+    torch.testing.assert_close(ours.timesteps.to(theirs.timesteps), theirs.timesteps, rtol=1e-5, atol=1e-4)  # fp32 tables there
+
+
+def test_euler_on_cosine_betas_differs_by_diffusers_rounding_only():
+    """Its sigma starts at 20291, and diffusers subtracts fp32 numbers of that size: 1e-3 of the sample is its rounding (ours: 1e-6)."""
+    theirs = D.EulerDiscreteScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing", prediction_type="v_prediction")
+    ours = EulerScheduler.from_config(theirs.config)
+    theirs.set_timesteps(20)
+    start = START * float(theirs.init_noise_sigma)
+    first, *sigmas = theirs.sigmas.tolist()
+    a, b = in_vp(run(theirs, 20, start), sigmas), run(ours, 20, in_vp([start], [first])[0])
+    assert_same(a, b, 1e-3)
+    exact = run(EulerScheduler.from_config(theirs.config), 20, in_vp([start.double()], [first])[0], lambda x, t: toy(x.float(), t).double())
+    assert_same(exact, b, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"shift_terminal": 0.1},
+        {"use_dynamic_shifting": True},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+    ],
+    ids=lambda g: "-".join(map(str, g)) or "plain",
+)
+def test_flow_match_euler(grid, monkeypatch):
+    theirs = D.FlowMatchEulerDiscreteScheduler(**grid)
+    ours = FlowMatchEulerScheduler.from_config(theirs.config)
+    for s in (theirs, ours):
+        original = s.set_timesteps
+        monkeypatch.setattr(s, "set_timesteps", lambda n, original=original: original(n, mu=1.1), raising=False)
+    assert_same(run(theirs, 20, START), run(ours, 20, START))
+
+
+def test_flow_match_euler_with_explicit_sigmas_is_shifted_as_in_diffusers():
+    theirs = D.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = FlowMatchEulerScheduler.from_config(theirs.config)
+    sigmas = torch.linspace(1, 0.05, 20).tolist()
+    for s in (theirs, ours):
+        s.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+
+
+def test_flow_match_stochastic():
+    theirs = D.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    assert_same(run(theirs, 10, START)[:-1], run(FlowMatchEulerScheduler.from_config(theirs.config), 10, START)[:-1])
+
+
+def test_edm_and_svd():
+    svd = D.EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="v_prediction", sigma_min=0.002, sigma_max=700.0, use_karras_sigmas=True
+    )
+    for theirs, scale in ((D.EDMEulerScheduler(), 80.0), (svd, 700.0)):
+        ours = EulerScheduler.from_config(theirs.config)
+        assert_same(run(theirs, 20, START * scale), run(ours, 20, START * scale))
+        assert ours.init_noise_sigma == pytest.approx(scale, rel=1e-6)
+
+
+class TestWhereDiffusersIsWrong:
+    """Differences that are kept on purpose, each with its reason."""
+
+    def test_ddim_stride_on_linspace_and_trailing(self):
+        """diffusers takes t - 1000 // N for the next step whatever the grid (issue #12633)."""
+        for spacing, steps in (("linspace", 20), ("trailing", 30)):
+            theirs = D.DDIMScheduler(timestep_spacing=spacing, clip_sample=False)
+            a, b = run(theirs, steps, START), run(DDIMScheduler.from_config(theirs.config), steps, START)
+            assert max(float((u - v).abs().max()) for u, v in zip(a, b, strict=True)) > 1e-3
+        theirs = D.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)  # 20 divides 1000: right, and equal
+        assert_same(run(theirs, 20, START), run(DDIMScheduler.from_config(theirs.config), 20, START))
+
+    def test_flow_shift_applied_twice_at_the_low_end(self):
+        """issue #13243: the smallest sigma is shifted in the constructor and again in set_timesteps."""
+        theirs = D.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        ours = FlowMatchEulerScheduler.from_config(theirs.config)
+        theirs.set_timesteps(20)
+        ours.set_timesteps(20)
+        assert float(theirs.sigmas[-2]) == pytest.approx(0.0089, abs=1e-4)
+        assert float(ours.sigmas[-2]) == pytest.approx(0.0030, abs=1e-4)
+
+    def test_euler_replaces_zero_snr_by_a_small_number(self):
+        """diffusers' Euler enters pure noise as alpha^2 = 2**-24; ours has alpha = 0, as the network was trained."""
+        theirs = D.EulerDiscreteScheduler(**SD, rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+        ours = EulerScheduler.from_config(theirs.config)
+        ours.set_timesteps(10)
+        theirs.set_timesteps(10)
+        assert float(theirs.sigmas[0]) == pytest.approx(4096.0, rel=1e-3)
+        assert float(ours.sigmas[0]) == math.inf
+        start = START * float(theirs.init_noise_sigma)
+        a = in_vp(run(theirs, 10, start), theirs.sigmas.tolist()[1:])
+        assert_same(a, run(ours, 10, START), 1e-3)
+
+    def test_fixed_large_adds_noise_in_the_last_step(self):
+        """With steps_offset=1 or trailing spacing diffusers' DDPM ends at an index above 0 and adds beta noise to the finished picture."""
+        theirs = D.DDPMScheduler(variance_type="fixed_large", steps_offset=1, clip_sample=False, prediction_type="sample")
+        a, b = run(theirs, 20, START), run(DDPMScheduler.from_config(theirs.config), 20, START)
+        assert_same(a[:-1], b[:-1])
+        assert float((a[-1] - b[-1]).abs().max()) > 1e-3
