@@ -71,6 +71,9 @@ class LoopConfig:
         mixed_precision: "no", "bf16" or "fp16".
         checkpoint_every, keep_checkpoints, sample_every, log_every: in optimiser steps; 0 turns the thing off.
         log_with: a tracker of accelerate's ("tensorboard", "wandb", ...).
+        channels_last, gradient_checkpointing: memory layout of convolutional networks; recompute activations instead of keeping them.
+        attention: "auto" leaves the kernel to torch; "math" takes plain matrix products, whose backward is several times faster on a CPU
+            for short sequences.
     """
 
     steps: int
@@ -85,6 +88,7 @@ class LoopConfig:
     log_with: str | None = None
     channels_last: bool = False
     gradient_checkpointing: bool = False
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
