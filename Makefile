@@ -73,12 +73,10 @@ docs: $(VENV)/.docs
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
 	$(PYTEST) -q tests/test_package.py
 
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CODE)
-	$(BIN)/ruff format $(CODE)
 
 bench: $(VENV)/.dev
 	@ls benchmarks/*.py >/dev/null 2>&1 || echo 'make bench: there are no benchmarks yet'

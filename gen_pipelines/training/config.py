@@ -45,7 +45,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) and its learning-rate schedule ("constant", "linear" or "cosine" to zero, after a linear warm-up)."""
+    """AdamW (Loshchilov & Hutter 2019) and its schedule ("constant", "linear" or "cosine" to zero), after a linear warm-up."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -147,7 +147,8 @@ def build(cls: type, settings: dict[str, Any], where: str) -> Any:
     for key in settings:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            raise ValueError(f"{where}: unknown key {key!r}{f' (did you mean {near[0]!r}?)' if near else ''}; known keys: {', '.join(fields)}.")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"{where}: unknown key {key!r}{hint}; known keys: {', '.join(fields)}.")
     for name, one in fields.items():
         if name not in settings and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: the key {name!r} is missing.")

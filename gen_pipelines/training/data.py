@@ -40,7 +40,7 @@ def load_rows(config: DataConfig) -> Any:
 
     folder = Path(config.name).expanduser()
     if config.name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError(f"data.name: the folder {config.name} does not exist; name a folder of parquet files or pictures, or a Hub data set.")
+        raise ValueError(f"data.name: the folder {config.name} does not exist; name one of parquet files or pictures, or a Hub data set.")
     try:
         if folder.is_dir() and (folder / "dataset_info.json").is_file():
             rows = datasets.load_from_disk(str(folder))
@@ -107,7 +107,7 @@ def known_words_holdout(captions: Sequence[str] | None, rows: int, count: int, s
             held.append(row)
             left.subtract(words[row])
     if len(held) < count:
-        raise ValueError(f"data.holdout: only {len(held)} of {rows} captions consist of words that others have too; {count} were asked for.")
+        raise ValueError(f"data.holdout: only {len(held)} of {rows} captions have words that others have too; {count} were asked for.")
     return sorted(set(order) - set(held)), sorted(held)
 
 
@@ -188,7 +188,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class EndlessBatches(torch.utils.data.Sampler):
-    """The batches of one rank, from micro-batch `start` on, without end: every epoch is a new permutation, the last partial batch is dropped.
+    """The batches of one rank, from micro-batch `start` on, without end: every epoch is a new permutation without its last partial batch.
 
     A micro-batch of the whole run has `batch_size * ranks` samples; rank r takes every `ranks`-th of them.
     """

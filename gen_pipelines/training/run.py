@@ -8,7 +8,6 @@ import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .config import load_recipe, to_dict
 from .state import checkpoints

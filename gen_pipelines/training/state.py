@@ -38,7 +38,8 @@ def environment(ranks: int) -> dict[str, Any]:
 def random_state() -> dict[str, Any]:
     """The global random states of this process: dropout inside networks draws from them."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached)}
+    words = torch.from_numpy(keys.astype(np.int64))
+    state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, words, position, has_gauss, cached)}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -112,5 +113,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
         averages = load_file(path / "averages.safetensors") if (path / "averages.safetensors").is_file() else {}
         rest = torch.load(path / "state.pt", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({' '.join(str(error).split())}); remove the folder to resume from an older one.") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged checkpoint ({reason}); remove the folder to resume from an older one.") from None
     return networks, averages, rest["optimizers"], rest["ranks"], about

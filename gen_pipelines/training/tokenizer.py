@@ -41,7 +41,8 @@ def train_clip_tokenizer(captions: Sequence[str], vocab_size: int, max_length: i
         vocab_size=vocab_size - 258, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False, min_frequency=2
     )
     learner.train_from_iterator(captions, trainer)
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in learned]
     words = [*alphabet, *[byte + "</w>" for byte in alphabet]]
     words += [word for word in dict.fromkeys(a + b for a, b in merges) if word not in set(words)]
     words += ["<|startoftext|>", "<|endoftext|>"]

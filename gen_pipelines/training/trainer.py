@@ -72,7 +72,7 @@ class Trainer:
         draw_samples: Callable[[dict[str, nn.Module]], Any] | None = None,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import ProjectConfiguration
+        from accelerate.utils import ProjectConfiguration, set_seed
 
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
         self.output_dir, self.draw_samples = Path(output_dir), draw_samples
@@ -82,6 +82,7 @@ class Trainer:
             log_with=self.loop.log_with,
             project_config=ProjectConfiguration(project_dir=str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
         )
+        set_seed(recipe.seed, device_specific=True)  # dropout inside networks; everything else has generators of its own
         if self.loop.attention not in ("auto", "math"):
             raise ValueError(f"loop.attention: {self.loop.attention!r} is none of auto, math.")
         parts = self.loop.gradient_accumulation_steps * self.accelerator.num_processes
@@ -219,7 +220,9 @@ class Trainer:
             return
         sampler = EndlessBatches(len(self.data), self.micro_batch, self.recipe.seed, rank, ranks, start=self.micro_steps)
         workers = self.recipe.data.workers
-        yield from torch.utils.data.DataLoader(self.data, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+        # a generator of its own: a loader would draw from the global one when it starts, and a resumed run starts one more
+        own = torch.Generator().manual_seed(self.recipe.seed)
+        yield from torch.utils.data.DataLoader(self.data, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=own)
 
     # -- weights and state ------------------------------------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class Trainer:
         if not found:
             return 0
         if self.recipe.data.streaming and not inexact:
-            raise ValueError("--resume: the place in a streamed data set cannot be restored exactly; pass --inexact-resume to start it over.")
+            raise ValueError("--resume: the place in a stream cannot be restored exactly; pass --inexact-resume to start it over.")
         networks, averages, states, ranks, about = load_checkpoint(found[-1])
         self._compare(about, found[-1])
         for name, network in self.networks.items():
@@ -310,7 +313,8 @@ class Trainer:
         if different:
             raise ValueError(f"--resume: {path} was made by another recipe; these settings differ: {', '.join(different)}.")
         now = environment(self.accelerator.num_processes)
-        changed = [f"{key} {about['environment'].get(key)} -> {value}" for key, value in now.items() if about["environment"].get(key) != value]
+        before = about["environment"]
+        changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
         if changed:
             warnings.warn(f"resuming {path.name} in another environment ({'; '.join(changed)}): equal up to rounding only.", stacklevel=3)
 
@@ -363,7 +367,8 @@ def _optimizer(networks: dict[str, nn.Module], recipe: Recipe) -> torch.optim.Op
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # fused: one pass over memory instead of a dozen, which on a CPU halves the step of a small network
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LambdaLR:

@@ -54,7 +54,7 @@ def test_batches_continue_from_any_place():
 
 
 def test_a_sample_draws_the_same_noise_in_any_batch():
-    generators = lambda rows: sample_generators(0, "objective", rows, [2] * len(rows))  # noqa: E731
+    generators = lambda rows: sample_generators(0, "objective", rows, [2] * len(rows))
     together = normal((3, 2, 2), generators([5, 6, 7]))
     alone = normal((1, 2, 2), generators([6]))
     assert torch.equal(together[1:2], alone)

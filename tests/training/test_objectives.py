@@ -14,7 +14,6 @@ from gen_pipelines.training.objectives.time_densities import TIME_DENSITIES, Log
 from gen_pipelines.training.objectives.weightings import WEIGHTINGS
 from gen_pipelines.training.random import normal, uniform
 
-
 NETWORKS = {
     "ddpm": Parameterization(PATHS["discrete_vp"](), "epsilon"),
     "x_0": Parameterization(PATHS["discrete_vp"](), "sample"),

@@ -45,7 +45,7 @@ class DenoisingObjective:
 
     def __post_init__(self) -> None:
         if self.parameterization.prediction == "consistency":
-            raise ValueError("DenoisingObjective: a consistency network is trained by distillation or consistency training, not by denoising.")
+            raise ValueError("DenoisingObjective: a consistency network learns by distillation or consistency training, not by denoising.")
         if self.parameterization.learned_variance:
             raise ValueError("DenoisingObjective trains no variance: take variance='fixed_small' or 'fixed_large', or leave it out.")
         if self.weighting == _LIKELIHOOD:
@@ -92,7 +92,7 @@ class DenoisingObjective:
         return ObjectiveOutput(per_sample, metrics)
 
     def weight(self, t: Tensor) -> Tensor | None:
-        """The weight on the squared error of the network's own target at native times `t`, shape (B,) float64; None means one everywhere."""
+        """The weight on the squared error of the network's own target at native times `t`, shape (B,) float64; None is one everywhere."""
         if self.weighting is None:
             return None
         t, path = t.double(), self.parameterization.path
@@ -103,7 +103,7 @@ class DenoisingObjective:
             weight = (path.sigma_dot(t) / sigma - path.alpha_dot(t) / alpha) * span
         else:
             weight = self.weighting((alpha / sigma) ** 2)
-        # at fixed x_t an error of one in eps is an error of -sigma / alpha in x_0; targets are linear, so this is the factor from eps to target
+        # at fixed x_t an error of one in eps is one of -sigma / alpha in x_0, and targets are linear: the factor from eps to target
         factor = self.parameterization.target(-sigma / alpha, torch.ones_like(t), t)
         return weight / factor.square()
 

@@ -19,7 +19,7 @@ def _probit(u: Tensor) -> Tensor:
 
 
 def _to_range(fraction: Tensor, parameterization: Parameterization) -> Tensor:
-    """A fraction of the trained time range as native time, data end first; whole indices on a discrete path, sigma on log scale on VE and EDM."""
+    """A fraction of the trained range as native time, data end first; whole indices on a discrete path, log-scaled sigma on VE and EDM."""
     low, high = parameterization.trained_t_range
     path = parameterization.path
     fraction = fraction.double()
@@ -106,7 +106,7 @@ class UniformLambda:
     def __call__(self, u: Tensor, parameterization: Parameterization) -> Tensor:
         low, high = parameterization.trained_lambda_range
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"UniformLambda: the trained range of lambda is ({low}, {high}); give the parameterization a finite lambda_range.")
+            raise ValueError(f"UniformLambda: the trained lambdas are ({low}, {high}); give the parameterization a finite lambda_range.")
         return parameterization.path.t_from_lambda(high - u.double() * (high - low))
 
 

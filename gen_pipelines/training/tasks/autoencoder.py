@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,25 @@ from .base import build_network, grid, settings_of
 
 logger = logging.getLogger(__name__)
 
+OBJECTIVE = {"l1": 1.0, "l2": 0.0, "kl": 1e-6, "vq": 1.0, "perceptual": None, "perceptual_weight": 1.0}
 PERCEPTUAL = {None: None, "pyramid": pyramid_distance}
 
 
 class AutoencoderTask:
-    """A recipe's `model.vae` is the network, `objective` the weights of `AutoencoderObjective`."""
+    """A recipe's `model.vae` is the network, `objective` the weights of `AutoencoderObjective`.
+
+    `model.train: decoder` trains the decoder of a finished autoencoder alone: its latents stay what they are, so that a denoiser that was
+    trained in them keeps working and only the pictures get sharper.
+    """
 
     def __init__(self, recipe: Any) -> None:
-        model = settings_of(recipe, "model", {"vae": None})
-        settings = settings_of(recipe, "objective", {"l1": 1.0, "l2": 0.0, "kl": 1e-6, "vq": 1.0, "perceptual": None, "perceptual_weight": 1.0})
+        model = settings_of(recipe, "model", {"vae": None, "train": "all"})
+        if model["train"] not in ("all", "decoder"):
+            raise ValueError(f"model.train: {model['train']!r} is none of all, decoder.")
+        settings = settings_of(recipe, "objective", OBJECTIVE)
         self.sample = settings_of(recipe, "sample", {"pictures": 16})
         if model["vae"] is None:
-            raise ValueError("model.vae is missing: give its class and arguments, for example {class: AutoencoderKL, latent_channels: 8, ...}.")
+            raise ValueError("model.vae is missing: give its class and arguments, such as {class: AutoencoderKL, latent_channels: 8, ...}.")
         if settings["perceptual"] not in PERCEPTUAL:
             raise ValueError(f"objective.perceptual: {settings['perceptual']!r} is none of {', '.join(map(str, PERCEPTUAL))}.")
         settings = {key: float(value) if key != "perceptual" else PERCEPTUAL[value] for key, value in settings.items()}
@@ -46,30 +54,42 @@ class AutoencoderTask:
             self.data = PictureData(rows, recipe.data, train, recipe.seed)
             self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
-        self.networks: dict[str, nn.Module] = {"vae": build_network(model["vae"], "model.vae")}
-        self.phases = (Phase("vae", ("vae",)),)
+        self.vae = build_network({"class": "AutoencoderKL", **model["vae"]} if "from" in model["vae"] else model["vae"], "model.vae")
+        self.networks: dict[str, nn.Module] = {"vae": self.vae} if model["train"] == "all" else {"decoder": self.vae.decoder}
+        if model["train"] == "decoder":
+            self.vae.requires_grad_(False)
+            self.vae.decoder.requires_grad_(True)
+        self.phases = (Phase("vae", tuple(self.networks)),)
         self.recipe = recipe
 
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """Reconstruction and regularisation of a batch of pictures (B, C, H, W)."""
-        return self.objective(networks["vae"], batch["picture"], generator=generator)
+        vae = self.vae.to(batch["picture"].device)
+        return self.objective(vae if "vae" in networks else _DecoderOnly(vae), batch["picture"], generator=generator)
 
     @torch.no_grad()
     def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
         """Pictures (held-out ones where there are any) above their reconstructions."""
         source = self.held_out or self.data
         count = min(self.sample["pictures"], len(source))
-        pictures = collate([source[(item, 0)] for item in range(count)])["picture"].to(networks["vae"].device)
-        return grid(torch.cat([pictures, reconstruct(networks["vae"], pictures)]), columns=count)
+        pictures = collate([source[(item, 0)] for item in range(count)])["picture"].to(self.vae.device)
+        return grid(torch.cat([pictures, reconstruct(self.vae, pictures)]), columns=count)
+
+    def _pictures(self) -> Any:
+        """The pictures that the latents' scale is measured on: all of them, or the first 512 of a stream."""
+        if not self.recipe.data.streaming:
+            return self.data
+        return PictureData(list(self.data.take(512)), replace(self.recipe.data, text_column=None, label_column=None))
 
     def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
-        """The autoencoder's folder, with `scaling_factor` and `shift_factor` set so that latents have mean 0 and deviation 1."""
-        vae = networks["vae"]
-        latents = encode_all(vae, self.data, batch_size=64)
-        values = {"scaling_factor": round(1 / latents.std().item(), 5)}
-        if "shift_factor" in vae.config:
-            values["shift_factor"] = round(latents.mean().item(), 5)
-        vae.register_to_config(**values)
+        """The autoencoder's folder, with `scaling_factor` and `shift_factor` set so that new latents have mean 0 and deviation 1."""
+        vae = self.vae.eval()
+        if "vae" in networks:
+            latents = encode_all(vae, self._pictures(), batch_size=64)
+            values = {"scaling_factor": round(1 / latents.std().item(), 5)}
+            if "shift_factor" in vae.config:
+                values["shift_factor"] = round(latents.mean().item(), 5)
+            vae.register_to_config(**values)
         metrics = {}
         if self.held_out is not None:
             metrics["held-out PSNR (dB)"] = round(psnr(vae, self.held_out), 2)
@@ -82,6 +102,17 @@ class AutoencoderTask:
                     model_card(folder.resolve().name, type(vae).__name__, {}, license=self.recipe.card.get("license"), notes=notes),
                     encoding="utf-8",
                 )
+
+
+class _DecoderOnly:
+    """An autoencoder whose encoder is left out of the graph."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae, self.decode = vae, vae.decode
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Any:
+        return self.vae.encode(x)
 
 
 def reconstruct(vae: nn.Module, pictures: Tensor) -> Tensor:

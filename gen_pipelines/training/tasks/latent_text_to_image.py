@@ -205,9 +205,10 @@ def _choose(registry: dict[str, Any], settings: Any, where: str) -> Any:
     name = settings.pop("name", None)
     if name not in registry:
         raise ValueError(f"{where}: {name!r} is none of {', '.join(registry)}.")
-    unknown = set(settings) - set(inspect.signature(registry[name]).parameters)
+    known = list(inspect.signature(registry[name]).parameters)
+    unknown = sorted(set(settings) - set(known))
     if unknown:
-        raise ValueError(f"{where}: {name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(inspect.signature(registry[name]).parameters)}.")
+        raise ValueError(f"{where}: {name} takes no {', '.join(unknown)}; it takes {', '.join(known) or 'no arguments'}.")
     return registry[name](**settings)
 
 
