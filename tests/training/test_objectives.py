@@ -180,3 +180,33 @@ def test_autoencoder_objective_takes_a_quantised_latent():
     assert_close(out.per_sample - without.per_sample, out.metrics["commit"], rtol=1e-4, atol=1e-6)
     out.per_sample.mean().backward()
     assert network.quantize.embedding.weight.grad.abs().sum() > 0
+
+
+def test_weights_have_their_limits_at_both_ends():
+    """At snr 0 (t = 1) and infinity (t = 0) the weight of an error of v is the limit of w(snr) alpha^2, not inf / inf."""
+    p = Parameterization(PATHS["linear"](), "flow_prediction")  # an error of one in eps is one of 1 / alpha in v
+    limits = {"epsilon": (1, 0), "sample": (0, 1), "truncated_snr": (1, 1), "min_snr": (0, 0), "soft_min_snr": (0, 0)}
+    limits |= {"p2": (0, 0), "sigmoid": (0, 0)}
+    assert set(limits) == set(WEIGHTINGS) - {"target"}
+    for name, expected in limits.items():
+        weight = DenoisingObjective(p, weighting=WEIGHTINGS[name]).weight(torch.tensor([0.0, 1.0]))
+        assert_close(weight, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_latents_are_normalised_as_the_pipeline_undoes_it():
+    from types import SimpleNamespace
+
+    from gen_pipelines.pipelines.latent_text_to_image import LatentTextToImagePipeline
+    from gen_pipelines.training.tasks.latent_text_to_image import LatentTextToImageTask
+
+    class Config(dict):
+        __getattr__ = dict.__getitem__
+
+    z = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for config in (
+        {"scaling_factor": 0.5, "shift_factor": 0.2},
+        {"scaling_factor": 1.5, "shift_factor": None, "latents_mean": [0.1, -0.3, 2.0], "latents_std": [1.0, 2.0, 0.5]},
+    ):
+        vae = SimpleNamespace(config=Config(config), dtype=torch.float32, decode=lambda latents, return_dict: (latents,))
+        task = SimpleNamespace(vae=vae)
+        assert_close(LatentTextToImagePipeline.decode_latents(task, LatentTextToImageTask.normalise(task, z)), z)

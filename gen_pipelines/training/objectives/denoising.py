@@ -15,6 +15,7 @@ from .base import ObjectiveOutput
 from .time_densities import Uniform
 
 _LIKELIHOOD = "likelihood"
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class DenoisingObjective:
         parameterization: path, prediction, time input and preconditioning of the network.
         time_density: maps u in [0, 1) to a time (`time_densities.py`).
         weighting: None for weight one on the error of what the network predicts; a function of the SNR for the error of eps
-            (`weightings.py`), which is converted; or "likelihood", the continuous-time variational bound's -1/2 dlog(snr)/dt (nats, up to
-            terms without parameters; the time density must be uniform and the path continuous).
+            (`weightings.py`), which is converted; or "likelihood", the continuous-time variational bound's -1/2 dlog(snr)/dt (nats per
+            dimension, up to terms without parameters; the time density must be uniform and the path continuous).
     """
 
     parameterization: Parameterization
@@ -96,7 +97,8 @@ class DenoisingObjective:
         if self.weighting is None:
             return None
         t, path = t.double(), self.parameterization.path
-        alpha, sigma = path.alpha(t), path.sigma(t)
+        # at the ends, snr 0 or infinity: the product of weight and factor has a limit there, inf / inf has none
+        alpha, sigma = path.alpha(t).clamp_min(_TINY), path.sigma(t).clamp_min(_TINY)
         if self.weighting == _LIKELIHOOD:
             low, high = self.parameterization.trained_t_range
             span = (torch.log(torch.tensor(high / low)) * t) if path.name in ("ve", "edm") else high - low  # 1 / density of t

@@ -24,12 +24,12 @@ def sample(snr: Tensor) -> Tensor:
 
 def truncated_snr(snr: Tensor) -> Tensor:
     """max(snr, 1) / snr. Salimans & Ho 2022, section 4, https://arxiv.org/abs/2202.00512"""
-    return snr.clamp_min(1) / snr
+    return (1 / snr).clamp_min(1)
 
 
 def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
     """min(snr, gamma) / snr. Hang et al. 2023, section 3.4, https://arxiv.org/abs/2303.09556"""
-    return snr.clamp_max(gamma) / snr
+    return (gamma / snr).clamp_max(1)
 
 
 def soft_min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
@@ -43,7 +43,10 @@ def p2(snr: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tensor:
 
 
 def sigmoid(snr: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias - log snr). Kingma & Gao 2023, section 4, https://arxiv.org/abs/2303.00848; Hoogeboom et al. 2024"""
+    """sigmoid(bias - log snr). Kingma & Gao 2023, section 4, https://arxiv.org/abs/2303.00848, who weight per unit of log snr.
+
+    The loss is theirs under the time density `uniform_lambda`; under another, times are drawn more often where that density is higher.
+    """
     return torch.sigmoid(bias - snr.log())
 
 

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ...models.calling import encode_text, predict
 from ...processes import Parameterization
 from ..card import training_notes
-from ..data import CaptionNoise, LatentData, PictureData, known_words_holdout, load_rows
+from ..config import coerce
+from ..data import CaptionNoise, LatentData, PictureData, captions_of, known_words_holdout, load_rows
 from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.denoising import DenoisingObjective
 from ..objectives.time_densities import TIME_DENSITIES
 from ..objectives.weightings import WEIGHTINGS
 from ..random import Generators, seed_of
 from ..tokenizer import train_clip_tokenizer
-from .autoencoder import encode_all
+from .autoencoder import encode_all, mode
 from .base import build_network, grid, settings_of
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class LatentTextToImageTask:
         augmented = recipe.data.horizontal_flip or recipe.data.shift
         if model["cache_latents"] and augmented:
             raise ValueError("model.cache_latents: cached latents cannot be augmented; set it to false, or flip and shift to 0.")
-        if not hasattr(torch, model["save_dtype"]):
+        if model["save_dtype"] not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"model.save_dtype: {model['save_dtype']!r} is none of float32, float16, bfloat16.")
         self.recipe, self.model = recipe, model
         self.scheduler = build_scheduler(model["scheduler"])
@@ -75,25 +76,22 @@ class LatentTextToImageTask:
         )
 
         rows = load_rows(recipe.data)
-        captions = [str(text) for text in rows[recipe.data.text_column]]
+        captions = captions_of(rows, recipe.data)
         train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
         pictures = PictureData(rows, recipe.data, train, recipe.seed)
         self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
         self.captions = pictures.captions()
 
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
-        self.vae = build_network({"class": "AutoencoderKL", **model["vae"]} if "from" in model["vae"] else model["vae"], "model.vae")
+        self.vae = build_network(model["vae"], "model.vae")
         self.vae.eval().requires_grad_(False)
         self.tokenizer = build_tokenizer(model["tokenizer"], self.captions)
         self.text_encoder = build_text_encoder(model["text_encoder"], self.tokenizer)
         self.denoiser = build_network(model["denoiser"], "model.denoiser")
-        self.noise = CaptionNoise(
-            self.captions, float(objective["drop_caption"]), float(objective["word_dropout"]), float(objective["pseudo_word"])
-        )
+        self.noise = CaptionNoise(self.captions, objective["drop_caption"], objective["word_dropout"], objective["pseudo_word"])
         self.data: Any = pictures
         if model["cache_latents"]:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            latents = self.normalise(encode_all(self.vae.to(device), pictures, batch_size=64))
+            latents = self.normalise(encode_all(self.vae.to(_device()), pictures, batch_size=64))
             self.data = LatentData(latents, self.captions, pictures.indices)
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         if model["train_text_encoder"]:
@@ -103,8 +101,13 @@ class LatentTextToImageTask:
         self.phases = (Phase("denoiser", tuple(self.networks)),)
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents as the denoiser sees them: mean 0, deviation 1."""
-        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.get("scaling_factor", 1.0)
+        """Latents (B, c, h, w) as the denoiser sees them: mean 0, deviation 1; the inverse of the pipeline's `decode_latents`."""
+        config = self.vae.config
+        z = latents - (config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")  # one number per channel
+        if mean is not None and std is not None:
+            z = (z - torch.tensor(mean, device=z.device).view(1, -1, 1, 1)) / torch.tensor(std, device=z.device).view(1, -1, 1, 1)
+        return z * config.get("scaling_factor", 1.0)
 
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """Denoising losses of a batch of latents (B, c, h, w), or of pictures that are encoded on the fly, with their captions."""
@@ -112,7 +115,7 @@ class LatentTextToImageTask:
             x_0 = batch["latents"]
         else:
             with torch.no_grad():
-                x_0 = self.normalise(self.vae.to(batch["picture"].device).encode(batch["picture"]).latent_dist.mode().float())
+                x_0 = self.normalise(mode(self.vae.to(batch["picture"].device), batch["picture"]))
         seeds = [seed_of(self.recipe.seed, "augmentation", row, draw) for row, draw in zip(batch["row"], batch["draw"], strict=True)]
         captions = [self.noise(caption, seed) for caption, seed in zip(batch["text"], seeds, strict=True)]
         text_encoder = networks.get("text_encoder", self.text_encoder.to(x_0.device))
@@ -158,7 +161,14 @@ class LatentTextToImageTask:
     def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
         """The whole pipeline in the Hub's layout, in `model.save_dtype`."""
         pipe = copy.deepcopy(self.pipeline(networks)).to("cpu", dtype=getattr(torch, self.model["save_dtype"]))
-        pipe.save_pretrained(folder, license=self.recipe.card.get("license"), notes=training_notes(self.recipe, facts))
+        pipe.save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
+
+
+def _device() -> torch.device:
+    """The accelerator of this rank, as the trainer will find it."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()).device
 
 
 def build_scheduler(settings: dict[str, Any]) -> Any:
@@ -201,24 +211,33 @@ def build_text_encoder(settings: dict[str, Any], tokenizer: Any) -> nn.Module:
 
 def _choose(registry: dict[str, Any], settings: Any, where: str) -> Any:
     """An entry of a registry from `NAME` or `{name: NAME, ...arguments}`."""
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", None)
+    name, arguments = _name_and_arguments(settings, where)
     if name not in registry:
         raise ValueError(f"{where}: {name!r} is none of {', '.join(registry)}.")
-    known = list(inspect.signature(registry[name]).parameters)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(f"{where}: {name} takes no {', '.join(unknown)}; it takes {', '.join(known) or 'no arguments'}.")
-    return registry[name](**settings)
+    return registry[name](**_checked(arguments, registry[name], f"{where}: {name}"))
 
 
 def _weighting(settings: Any) -> Any:
     """None, "likelihood", or a function of the SNR with its arguments filled in."""
-    settings = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = settings.pop("name", None)
-    if name == "likelihood":
-        return name
-    if name not in WEIGHTINGS:
-        raise ValueError(f"objective.weighting: {name!r} is none of {', '.join([*WEIGHTINGS, 'likelihood'])}.")
-    function = WEIGHTINGS[name]
-    return partial(function, **settings) if function and settings else function
+    where = "objective.weighting"
+    name, arguments = _name_and_arguments(settings, where)
+    if name not in [*WEIGHTINGS, "likelihood"]:
+        raise ValueError(f"{where}: {name!r} is none of {', '.join([*WEIGHTINGS, 'likelihood'])}.")
+    function = WEIGHTINGS.get(name)
+    arguments = _checked(arguments, function, f"{where}: {name}")
+    return "likelihood" if name == "likelihood" else partial(function, **arguments) if arguments else function
+
+
+def _name_and_arguments(settings: Any, where: str) -> tuple[Any, dict[str, Any]]:
+    if not isinstance(settings, str | dict):
+        raise ValueError(f"{where}: give a name, or {{name: NAME, ...arguments}}; got {settings!r}.")
+    arguments = {"name": settings} if isinstance(settings, str) else dict(settings)
+    return arguments.pop("name", None), arguments
+
+
+def _checked(arguments: dict[str, Any], function: Any, where: str) -> dict[str, Any]:
+    """Arguments of a time density or weighting, each one that it has, and a number."""
+    known = [name for name in inspect.signature(function).parameters if name != "snr"] if function else []
+    if unknown := sorted(set(arguments) - set(known)):
+        raise ValueError(f"{where} takes no {', '.join(unknown)}; it takes {', '.join(known) or 'no arguments'}.")
+    return {name: coerce(float, value, f"{where}.{name}") for name, value in arguments.items()}
