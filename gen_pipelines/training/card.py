@@ -13,15 +13,15 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
     """The card's sections on data, training and measurements, in Markdown.
 
     Args:
-        recipe: the run's `Recipe`; its `card` may give `about`, `data`, `limits` (Markdown each).
+        recipe: the run's `Recipe`; its `card` may give `about`, `data`, `limits`.
         facts: steps, seconds, hardware, and whatever was measured.
     """
     card = recipe.card
     minutes = facts["seconds"] / 60
     lines: list[str] = []
-    if card.get("about"):
-        lines += [str(card["about"]).strip(), ""]
-    lines += ["## Data", "", str(card.get("data", f"`{recipe.data.name}`, split `{recipe.data.split}`.")).strip(), ""]
+    if card.about:
+        lines += [card.about.strip(), ""]
+    lines += ["## Data", "", (card.data or f"`{recipe.data.name}`, split `{recipe.data.split}`.").strip(), ""]
     lines += [
         "## Training",
         "",
@@ -32,8 +32,8 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
     measured = {key: value for key, value in facts.items() if key not in ("steps", "seconds", "hardware")}
     if measured:
         lines += ["## Measured", "", "| what | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in measured.items()), ""]
-    if card.get("limits"):
-        lines += ["## Limits", "", str(card["limits"]).strip(), ""]
+    if card.limits:
+        lines += ["## Limits", "", card.limits.strip(), ""]
     settings = {key: value for key, value in to_dict(recipe).items() if key != "card"}
     lines += ["## Recipe", "", "```yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(), "```"]
     return "\n".join(lines)

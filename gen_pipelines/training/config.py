@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -42,6 +43,14 @@ class DataConfig:
     workers: int = 0
     streaming: bool = False
 
+    def __post_init__(self) -> None:
+        _require(self.channels in (1, 3), "data.channels", self.channels, "3 (colour) or 1 (grey)")
+        _require(self.resolution >= 1, "data.resolution", self.resolution, "at least 1 pixel")
+        _require(0 <= self.horizontal_flip <= 1, "data.horizontal_flip", self.horizontal_flip, "a probability, 0 to 1")
+        for name in ("shift", "holdout", "workers"):
+            _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
+        _require(not (self.streaming and self.holdout), "data.holdout", self.holdout, "0 for a streamed data set")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -54,6 +63,13 @@ class OptimizerConfig:
     schedule: str = "constant"
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        positive = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _require(positive, "optimizer.learning_rate", self.learning_rate, "a positive number")
+        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", list(self.betas), "two numbers from 0 to below 1")
+        for name in ("eps", "weight_decay", "warmup_steps"):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+
 
 @dataclass(frozen=True)
 class EMAConfig:
@@ -62,6 +78,10 @@ class EMAConfig:
     decay: float = 0.999
     power: float = 0.75
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, "ema.decay", self.decay, "from 0 to below 1; ema=null turns averaging off")
+        _require(self.power > 0, "ema.power", self.power, "a positive number")
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -69,7 +89,8 @@ class LoopConfig:
 
     Attributes:
         mixed_precision: "no", "bf16" or "fp16".
-        checkpoint_every, keep_checkpoints, sample_every, log_every: in optimiser steps; 0 turns the thing off.
+        checkpoint_every, sample_every, log_every: in optimiser steps; 0 turns the thing off, but for the last checkpoint.
+        keep_checkpoints: how many of the newest stay, at least one.
         log_with: a tracker of accelerate's ("tensorboard", "wandb", ...).
         channels_last, gradient_checkpointing: memory layout of convolutional networks; recompute activations instead of keeping them.
         attention: "auto" leaves the kernel to torch; "math" takes plain matrix products, whose backward is several times faster on a CPU
@@ -90,6 +111,28 @@ class LoopConfig:
     gradient_checkpointing: bool = False
     attention: str = "auto"
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "at least 1")
+        for name in ("checkpoint_every", "sample_every", "log_every"):
+            _require(getattr(self, name) >= 0, f"loop.{name}", getattr(self, name), "0 or more")
+        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "loop.max_grad_norm", self.max_grad_norm, "positive, or null")
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What the model card says beside what the run knows: an identifier of the Hub's list such as "apache-2.0", and Markdown.
+
+    Attributes:
+        license: of the weights.
+        about, data, limits: what the model is, what it was trained on, and what it cannot do.
+    """
+
+    license: str | None = None
+    about: str | None = None
+    data: str | None = None
+    limits: str | None = None
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -98,7 +141,7 @@ class Recipe:
     Attributes:
         task: what is trained, a name in `gen_pipelines.training.tasks.TASKS`.
         model, objective, sample: the task's own settings; it names those that it takes.
-        card: facts for the model card (licence, dataset, title).
+        card: what only a person can say in the model card.
     """
 
     task: str
@@ -110,7 +153,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)
-    card: dict[str, Any] = field(default_factory=dict)
+    card: CardConfig = field(default_factory=CardConfig)
 
 
 def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -152,7 +195,7 @@ def build(cls: type, settings: dict[str, Any], where: str) -> Any:
     for name, one in fields.items():
         if name not in settings and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}: the key {name!r} is missing.")
-    return cls(**{key: _coerce(hints[key], value, f"{where}: {key}") for key, value in settings.items()})
+    return cls(**{key: coerce(hints[key], value, f"{where}: {key}") for key, value in settings.items()})
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
@@ -160,7 +203,8 @@ def to_dict(recipe: Any) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def coerce(hint: Any, value: Any, where: str) -> Any:
+    """A value of a recipe as the type that a setting has; an error that says `where` if it is another."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         if option is type(None) and value is None:
@@ -170,7 +214,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
             kinds = typing.get_args(option)
             if len(kinds) == len(value):
-                return tuple(_coerce(kind, one, where) for kind, one in zip(kinds, value, strict=True))
+                return tuple(coerce(kind, one, where) for kind, one in zip(kinds, value, strict=True))
         if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:  # YAML 1.1 reads 1e-4 as text
                 return float(value)
@@ -184,6 +228,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return value
     allowed = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
     raise ValueError(f"{where}: expected {allowed}, got {value!r}.")
+
+
+def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: {value!r} is not allowed; give {allowed}.")
 
 
 def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from .config import DataConfig
@@ -48,22 +48,36 @@ def load_rows(config: DataConfig) -> Any:
             rows = datasets.load_from_disk(str(folder))[config.split]
         else:
             rows = datasets.load_dataset(str(folder) if folder.is_dir() else config.name, split=config.split, streaming=config.streaming)
-    except (FileNotFoundError, ConnectionError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ConnectionError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"data.name: cannot read the split {config.split!r} of {config.name!r}: {reason}") from None
+    if config.streaming and isinstance(rows, datasets.Dataset):  # written by save_to_disk
+        rows = rows.to_iterable_dataset()
     columns = list(rows.column_names or rows.features or [])
     for setting in ("image_column", "text_column", "label_column"):
         column = getattr(config, setting)
         if column is not None and column not in columns:
             raise ValueError(f"data.{setting}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.")
+    if rows.features is not None and not isinstance(kind := rows.features[config.image_column], datasets.Image):
+        raise ValueError(f"data.image_column: the column {config.image_column!r} of {config.name} holds {kind}, not pictures.")
     return rows
 
 
 def prepare_picture(picture: Image.Image, resolution: int, channels: int = 3, background: str = "white") -> Tensor:
     """A picture as a uint8 tensor of shape (channels, resolution, resolution).
 
-    Transparency is laid on `background`; the shorter side is resized to `resolution` (Lanczos, antialiased), then the centre is cropped.
+    A camera's rotation is applied; 16-bit grey becomes 8-bit; transparency is laid on `background`; the shorter side is resized to
+    `resolution` (Lanczos, antialiased), then the centre is cropped.
+
+    Raises:
+        ValueError: grey values that are neither 8-bit nor 16-bit, whose white is not known.
     """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode.startswith("I"):  # Pillow's own conversion cuts every value above 255 to white
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"a picture of mode {picture.mode} with values {values.min()} to {values.max()}: save it with 8 or 16 bits.")
+        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, (*ImageColor.getrgb(background)[:3], 255))
@@ -76,6 +90,21 @@ def prepare_picture(picture: Image.Image, resolution: int, channels: int = 3, ba
     picture = picture.crop((left, top, left + resolution, top + resolution))
     array = np.array(picture, dtype=np.uint8)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def captions_of(rows: Any, config: DataConfig) -> list[str]:
+    """The captions of a map-style data set; a row without one (null) has the empty caption.
+
+    Raises:
+        ValueError: the column holds something else than text.
+    """
+    return [_caption(text, config) for text in rows[config.text_column]]
+
+
+def _caption(text: Any, config: DataConfig) -> str:
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"data.text_column: the column {config.text_column!r} of {config.name} holds a {type(text).__name__}, not text.")
+    return text or ""
 
 
 def augment(picture: Tensor, horizontal_flip: float, shift: int, generator: torch.Generator) -> Tensor:
@@ -117,10 +146,11 @@ class PictureData(torch.utils.data.Dataset):
     def __init__(self, rows: Any, config: DataConfig, indices: Sequence[int] | None = None, seed: int = 0, augmented: bool = True) -> None:
         self.rows, self.config, self.seed, self.augmented = rows, config, seed, augmented
         self.indices = list(range(len(rows))) if indices is None else list(indices)
-        self.texts = [str(text) for text in rows.select(self.indices)[config.text_column]] if config.text_column else None
+        self.texts = captions_of(rows.select(self.indices), config) if config.text_column else None
         self.labels = [int(label) for label in rows.select(self.indices)[config.label_column]] if config.label_column else None
         self._kept: dict[int, Tensor] = {}
-        self._keeps = len(self.indices) * config.channels * config.resolution**2 <= _MEMORY_FOR_PICTURES
+        size = len(self.indices) * config.channels * config.resolution**2
+        self._keeps = config.workers == 0 and size <= _MEMORY_FOR_PICTURES  # each worker would keep its own
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -256,7 +286,7 @@ def stream_batches(rows: Any, config: DataConfig, batch_size: int, seed: int, ra
             picture = augment(picture, config.horizontal_flip, config.shift, generator)
             example = {"picture": picture, "item": number, "row": number, "draw": epoch}
             if config.text_column:
-                example["text"] = str(row[config.text_column])
+                example["text"] = _caption(row[config.text_column], config)
             if config.label_column:
                 example["label"] = int(row[config.label_column])
             examples.append(example)

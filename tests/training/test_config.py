@@ -27,6 +27,13 @@ def test_defaults_overrides_and_round_trip(tmp_path):
         ({"loop": {"steps": "many", "batch_size": 2}}, "steps: expected int, got 'many'"),
         ({"loop": {"steps": True, "batch_size": 2}}, "steps: expected int"),
         ({"data": {"name": "x", "resolutoin": 3}}, "did you mean 'resolution'"),
+        ({"card": {"licence": "mit"}}, "card: unknown key 'licence' .*did you mean 'license'"),
+        ({"loop": {"steps": 0, "batch_size": 2}}, "loop.steps: 0 is not allowed; give at least 1"),
+        ({"loop": {"steps": 1, "batch_size": 2, "gradient_accumulation_steps": 0}}, "loop.gradient_accumulation_steps: 0 is not allowed"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate: nan is not allowed"),
+        ({"ema": {"decay": 1.5}}, "ema.decay: 1.5 is not allowed"),
+        ({"data": {"name": "x", "channels": 4}}, "data.channels: 4 is not allowed; give 3"),
+        ({"data": {"name": "x", "streaming": True, "holdout": 3}}, "data.holdout: 3 is not allowed; give 0 for a streamed"),
     ],
 )
 def test_a_bad_recipe_names_the_key(tmp_path, change, message):

@@ -1,6 +1,7 @@
 import collections
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from gen_pipelines.training.data import (
     EndlessBatches,
     PictureData,
     augment,
+    captions_of,
     collate,
     known_words_holdout,
     load_rows,
@@ -33,6 +35,39 @@ def test_resize_keeps_the_aspect_and_crops_the_centre():
     assert prepare_picture(picture, 10).shape == (3, 10, 10)
     assert prepare_picture(picture, 10)[:, :, 2:8].max() <= 1  # Lanczos rings a little
     assert prepare_picture(Image.new("L", (5, 9), 7), 3, channels=1).shape == (1, 3, 3)
+
+
+def test_pictures_of_every_mode_keep_their_colours():
+    """A palette with transparency, 16-bit grey (Pillow alone makes it white), a camera's rotation; what has no known white is refused."""
+    colour = Image.new("RGBA", (8, 8), (0, 128, 0, 255))
+    colour.paste((0, 0, 0, 0), (0, 0, 8, 4))
+    palette = prepare_picture(colour.convert("P", palette=Image.Palette.ADAPTIVE), 8, background="blue")
+    assert prepare_picture(colour, 8, background="blue")[:, 0, 0].tolist() == [0, 0, 255]
+    assert palette[:, -1, 0].tolist() == [0, 128, 0]
+    sixteen = Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16))
+    assert sixteen.mode == "I;16" and prepare_picture(sixteen, 4, channels=1).unique().tolist() == [round(40000 / 257)]
+    turned = Image.new("RGB", (4, 4), "white")
+    turned.paste("black", (0, 0, 4, 2))
+    turned.getexif()[0x0112] = 6  # the camera was turned by a quarter: the top row is the right column
+    assert prepare_picture(turned, 4)[0].tolist() == [[255, 255, 0, 0]] * 4
+    with pytest.raises(ValueError, match="mode F with values"):
+        prepare_picture(Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), 4)
+
+
+def test_workers_keep_no_pictures_each(shapes):
+    for workers, kept in ((0, 1), (2, 0)):
+        config = DataConfig(name=str(shapes), resolution=16, workers=workers)
+        data = PictureData(load_rows(config), config)
+        assert data.picture(3).shape == (3, 16, 16) and len(data._kept) == kept
+
+
+def test_captions_are_text_or_missing():
+    import datasets
+
+    config = DataConfig(name="x", text_column="text")
+    assert captions_of(datasets.Dataset.from_dict({"text": ["a", None]}), config) == ["a", ""]
+    with pytest.raises(ValueError, match="data.text_column: the column 'text' of x holds a list"):
+        captions_of(datasets.Dataset.from_dict({"text": [["a", "b"]]}), config)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -116,6 +151,7 @@ def test_rows_become_batches(shapes):
     [
         ({"text_column": "caption"}, "data.text_column: .* no column 'caption'; its columns: image, text"),
         ({"image_column": "picture"}, "data.image_column: .* no column 'picture'"),
+        ({"image_column": "text"}, "data.image_column: the column 'text' of .* holds .*string.*, not pictures"),
         ({"split": "validation"}, "cannot read the split 'validation'"),
         ({"name": "./no/such/folder"}, "the folder ./no/such/folder does not exist"),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...hub.card import model_card
 from ...hub.saving import written_at_once
 from ..card import training_notes
-from ..data import PictureData, collate, known_words_holdout, load_rows
+from ..data import PictureData, captions_of, collate, known_words_holdout, load_rows
 from ..objectives.autoencoder import AutoencoderObjective, pyramid_distance
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
@@ -43,18 +43,18 @@ class AutoencoderTask:
             raise ValueError("model.vae is missing: give its class and arguments, such as {class: AutoencoderKL, latent_channels: 8, ...}.")
         if settings["perceptual"] not in PERCEPTUAL:
             raise ValueError(f"objective.perceptual: {settings['perceptual']!r} is none of {', '.join(map(str, PERCEPTUAL))}.")
-        settings = {key: float(value) if key != "perceptual" else PERCEPTUAL[value] for key, value in settings.items()}
-        self.objective = AutoencoderObjective(**settings)
+        self.objective = AutoencoderObjective(**settings | {"perceptual": PERCEPTUAL[settings["perceptual"]]})
         rows = load_rows(recipe.data)
+        self._first_of_stream: PictureData | None = None
         if recipe.data.streaming:
             self.data, self.held_out = rows, None
         else:
-            captions = [str(text) for text in rows[recipe.data.text_column]] if recipe.data.text_column else None
+            captions = captions_of(rows, recipe.data) if recipe.data.text_column else None
             train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
             self.data = PictureData(rows, recipe.data, train, recipe.seed)
             self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
-        self.vae = build_network({"class": "AutoencoderKL", **model["vae"]} if "from" in model["vae"] else model["vae"], "model.vae")
+        self.vae = build_network(model["vae"], "model.vae")
         self.networks: dict[str, nn.Module] = {"vae": self.vae} if model["train"] == "all" else {"decoder": self.vae.decoder}
         if model["train"] == "decoder":
             self.vae.requires_grad_(False)
@@ -70,7 +70,7 @@ class AutoencoderTask:
     @torch.no_grad()
     def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
         """Pictures (held-out ones where there are any) above their reconstructions."""
-        source = self.held_out or self.data
+        source = self.held_out or self._pictures()
         count = min(self.sample["pictures"], len(source))
         pictures = collate([source[(item, 0)] for item in range(count)])["picture"].to(self.vae.device)
         return grid(torch.cat([pictures, reconstruct(self.vae, pictures)]), columns=count)
@@ -79,7 +79,10 @@ class AutoencoderTask:
         """The pictures that the latents' scale is measured on: all of them, or the first 512 of a stream."""
         if not self.recipe.data.streaming:
             return self.data
-        return PictureData(list(self.data.take(512)), replace(self.recipe.data, text_column=None, label_column=None))
+        if self._first_of_stream is None:
+            config = replace(self.recipe.data, text_column=None, label_column=None)
+            self._first_of_stream = PictureData(list(self.data.take(512)), config, augmented=False)
+        return self._first_of_stream
 
     def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
         """The autoencoder's folder, with `scaling_factor` and `shift_factor` set so that new latents have mean 0 and deviation 1."""
@@ -99,7 +102,14 @@ class AutoencoderTask:
             if not (folder / "README.md").exists():
                 notes = training_notes(self.recipe, {**facts, **metrics})
                 (side / "README.md").write_text(
-                    model_card(folder.resolve().name, type(vae).__name__, {}, license=self.recipe.card.get("license"), notes=notes),
+                    model_card(
+                        folder.resolve().name,
+                        type(vae).__name__,
+                        {},
+                        license=self.recipe.card.license,
+                        notes=notes,
+                        library=type(vae).__module__.split(".")[0],
+                    ),
                     encoding="utf-8",
                 )
 
@@ -115,10 +125,15 @@ class _DecoderOnly:
         return self.vae.encode(x)
 
 
+def mode(vae: nn.Module, pictures: Tensor) -> Tensor:
+    """The latents of pictures (B, C, H, W): the posterior's mode, or the vectors before quantisation; (B, c, h, w), unscaled, float32."""
+    encoded = vae.encode(pictures)
+    return (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float()
+
+
 def reconstruct(vae: nn.Module, pictures: Tensor) -> Tensor:
     """decode(encode(x)), at the mode of the posterior. Shapes (B, C, H, W)."""
-    encoded = vae.encode(pictures)
-    return vae.decode(encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).sample
+    return vae.decode(mode(vae, pictures)).sample
 
 
 @torch.no_grad()
@@ -127,8 +142,7 @@ def encode_all(vae: nn.Module, data: PictureData, batch_size: int) -> Tensor:
     latents = []
     for start in range(0, len(data), batch_size):
         pictures = torch.stack([data.picture(item) for item in range(start, min(start + batch_size, len(data)))])
-        encoded = vae.encode(pictures.to(vae.device).float() / 127.5 - 1)
-        latents.append((encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).float().cpu())
+        latents.append(mode(vae, pictures.to(vae.device).float() / 127.5 - 1).cpu())
     return torch.cat(latents)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..config import coerce
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
 
@@ -32,31 +33,49 @@ class Task(Protocol):
 
 
 def settings_of(recipe: Any, group: str, known: dict[str, Any]) -> dict[str, Any]:
-    """A group of the recipe with defaults filled in; an unknown key is an error that names those that exist."""
-    given = getattr(recipe, group)
-    for key in given:
+    """A group of the recipe with defaults filled in; numbers and switches get their default's type.
+
+    Raises:
+        ValueError: an unknown key, with those that exist, or a value that is no number where the default is one.
+    """
+    given = dict(getattr(recipe, group))
+    for key, value in given.items():
         if key not in known:
             raise ValueError(f"{group}.{key}: unknown setting of the task {recipe.task!r}; known: {', '.join(known) or 'none'}.")
+        if isinstance(known[key], bool | int | float):
+            given[key] = coerce(type(known[key]), value, f"{group}.{key}")
     return {**known, **given}
 
 
 def build_network(settings: dict[str, Any], where: str) -> nn.Module:
     """A network from `{class: NAME, ...constructor arguments}` or `{from: FOLDER_OR_REPO, subfolder: ...}`.
 
-    Classes are looked up in gen_pipelines, diffusers and transformers (for those, the arguments are the configuration's).
+    Classes are looked up in gen_pipelines, diffusers and transformers (for those, the arguments are the configuration's). A stored network
+    is loaded in float32, which training needs, and only if every weight of its class is there.
+
+    Raises:
+        ValueError: an unknown class or argument, or a weight that the folder does not have.
+        OSError: neither a folder nor a repository of the Hub.
     """
     import diffusers
     import transformers
 
     import gen_pipelines
 
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where}: give {{class: NAME, ...}} or {{from: FOLDER_OR_REPO}}; got {settings!r}.")
     settings = dict(settings)
-    if "from" in settings:
-        source, subfolder = settings.pop("from"), settings.pop("subfolder", None)
-        name = settings.pop("class", None)
-        loader = _find(name, where, (gen_pipelines, diffusers, transformers)) if name else diffusers.AutoModel
-        return loader.from_pretrained(source, subfolder=subfolder, use_safetensors=True, **settings)
     name = settings.pop("class", None)
+    if "from" in settings:
+        source, subfolder = str(settings.pop("from")), settings.pop("subfolder", None)
+        name = name or diffusers.AutoModel.load_config(source, subfolder=subfolder).get("_class_name")
+        loader = _find(name, where, (gen_pipelines, diffusers, transformers))
+        network, info = loader.from_pretrained(
+            source, subfolder=subfolder or "", use_safetensors=True, dtype=torch.float32, output_loading_info=True, **settings
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{where}: {source} has no weights for {', '.join(missing[:3])} of {name}; is it another class?")
+        return network
     cls = _find(name, where, (gen_pipelines, diffusers, transformers))
     if hasattr(cls, "config_class") and cls.config_class is not None:  # transformers
         config_class = cls.config_class
