@@ -36,12 +36,12 @@ def environment(ranks: int) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """The global random states of this process: dropout inside networks draws from them."""
+    """The global random states of this process and its device: dropout inside networks draws from them."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     words = torch.from_numpy(keys.astype(np.int64))
     state = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, words, position, has_gauss, cached)}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this rank's device
     return state
 
 
@@ -53,7 +53,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -111,7 +111,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
         about = json.loads((path / "checkpoint.json").read_text())
         networks = load_file(path / "networks.safetensors")
         averages = load_file(path / "averages.safetensors") if (path / "averages.safetensors").is_file() else {}
-        rest = torch.load(path / "state.pt", weights_only=True)
+        # on the CPU: every rank reads the file, and the device that wrote it may not exist here; loading a state moves it to its parameter
+        rest = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: damaged checkpoint ({reason}); remove the folder to resume from an older one.") from None

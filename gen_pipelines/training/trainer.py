@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class _Step(nn.Module):
-    """The networks and their losses as one module, so that DDP and FSDP see one forward, whatever the losses call inside."""
+    """The networks and their losses as one module, so that DDP sees one forward, whatever the losses call inside."""
 
     def __init__(self, networks: dict[str, nn.Module], losses: Losses) -> None:
         super().__init__()
@@ -58,7 +58,8 @@ class Trainer:
         output_dir: where checkpoints, logs and pictures go.
         draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
     Raises:
-        ValueError: the batch does not divide over ranks and accumulation; the data set is smaller than a batch.
+        ValueError: the batch does not divide over ranks and accumulation; the data set is smaller than a batch; a tracker is not
+            installed; the launcher asks for weights that are split over ranks (FSDP, DeepSpeed).
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Trainer:
             log_with=self.loop.log_with,
             project_config=ProjectConfiguration(project_dir=str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
         )
+        _check_launch(self.accelerator, self.loop.log_with)
         set_seed(recipe.seed, device_specific=True)  # dropout inside networks; everything else has generators of its own
         if self.loop.attention not in ("auto", "math"):
             raise ValueError(f"loop.attention: {self.loop.attention!r} is none of auto, math.")
@@ -99,21 +101,18 @@ class Trainer:
         device = self.accelerator.device
         self.networks = {name: network.to(device=device, memory_format=memory_format).train() for name, network in networks.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in self.networks.items()} if recipe.ema else {}
+        # what a task has frozen inside a network stays frozen; the rest is switched on and off by the phases
+        self._trainable = {name: [p for p in network.parameters() if p.requires_grad] for name, network in self.networks.items()}
         self.modules, self.optimizers, self.schedules = {}, {}, {}
         for phase in phases:
-            members = {name: self.networks[name] for name in phase.networks}
-            optimizer = _optimizer(members, recipe)
+            self._switch(phase)  # DDP looks at it when it wraps
+            optimizer = _optimizer([p for name in phase.networks for p in self._trainable[name]], recipe)
             module = _Step(self.networks, losses)
-            for name, network in self.networks.items():
-                network.requires_grad_(name in members)
             self.modules[phase.name], self.optimizers[phase.name] = self.accelerator.prepare(module, optimizer)
             self.schedules[phase.name] = _schedule(optimizer, recipe)
-        for network in self.networks.values():
-            network.requires_grad_(True)
         if recipe.loop.gradient_checkpointing:
             for network in self.networks.values():
-                if hasattr(network, "enable_gradient_checkpointing"):
-                    network.enable_gradient_checkpointing()
+                _checkpoint_gradients(network)
         self.step = 0
         self.micro_steps = 0
         self.seconds = 0.0
@@ -135,6 +134,20 @@ class Trainer:
         batches = self._batches()
         bar = tqdm(total=self.loop.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, smoothing=0.05)
         begun = time.monotonic() - self.seconds
+        try:
+            self._run(batches, bar, begun)
+        except NonFiniteLoss:
+            if main:
+                self._write_log()  # the numbers before it are what one wants to look at
+            raise
+        finally:
+            bar.close()
+        self.accelerator.wait_for_everyone()
+        if self.loop.log_with:
+            self.accelerator.end_training()
+
+    def _run(self, batches: Iterator[dict[str, Any]], bar: Any, begun: float) -> None:
+        main = self.accelerator.is_main_process
         while self.step < self.loop.steps:
             metrics: dict[str, float] = {}
             for phase in self.phases:
@@ -153,25 +166,26 @@ class Trainer:
                 self._draw()
             if self.loop.checkpoint_every and self.step % self.loop.checkpoint_every == 0 or self.step == self.loop.steps:
                 self.save()
-        bar.close()
-        self.accelerator.wait_for_everyone()
-        if self.loop.log_with:
-            self.accelerator.end_training()
+
+    def _switch(self, phase: Phase) -> None:
+        """Gradients for the networks of a phase, and for no others."""
+        for name, parameters in self._trainable.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in phase.networks)
 
     def _update(self, phase: Phase, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
         accumulate = self.loop.gradient_accumulation_steps
         total: dict[str, Tensor] = {}
-        for name, network in self.networks.items():
-            network.requires_grad_(name in phase.networks)
+        self._switch(phase)
         for micro in range(accumulate):
             batch = next(batches)
             generators = sample_generators(self.recipe.seed, "objective", batch["row"], batch["draw"])
             batch = {key: value.to(self.accelerator.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
             last = micro == accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(module):
-                with self._attention():
-                    per_sample, metrics = module(batch, phase.name, generators)
+            # the kernel is chosen for the backward pass too: gradient checkpointing runs the forward pass again in it
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(module), self._attention():
+                per_sample, metrics = module(batch, phase.name, generators)
                 loss = per_sample.mean()
                 self._check_finite(per_sample, batch, phase)
                 self.accelerator.backward(loss / accumulate)
@@ -179,8 +193,11 @@ class Trainer:
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 total[name] = total.get(name, 0) + value.detach().float().mean() / accumulate
         if self.loop.max_grad_norm:
-            parameters = [p for name in phase.networks for p in self.networks[name].parameters()]
+            parameters = [p for name in phase.networks for p in self._trainable[name]]
             total["grad_norm"] = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.loop.max_grad_norm))
+            # fp16's scaler meets overflows by design and skips those updates itself
+            if self.accelerator.scaler is None and not math.isfinite(total["grad_norm"].item()):
+                self._stop(f"step {self.step + 1}, phase {phase.name!r}: the losses are finite and their gradient is not")
         optimizer.step()
         optimizer.zero_grad()
         self.schedules[phase.name].step()
@@ -204,13 +221,16 @@ class Trainer:
     def _check_finite(self, per_sample: Tensor, batch: dict[str, Any], phase: Phase) -> None:
         bad = self.accelerator.reduce((~torch.isfinite(per_sample.detach())).sum().float(), reduction="sum")
         if bad.item():
-            good = checkpoints(self.output_dir / "checkpoints")
-            where = f"resume from {good[-1]}" if good else "there is no checkpoint yet"
             rows = [row for row, finite in zip(batch["row"], torch.isfinite(per_sample).tolist(), strict=True) if not finite]
-            raise NonFiniteLoss(
+            self._stop(
                 f"step {self.step + 1}, phase {phase.name!r}: {int(bad.item())} of {self.loop.batch_size} losses are not finite "
-                f"(rows {rows[:8]} of the data set on this rank); the weights were not updated; {where}, with a lower learning rate."
+                f"(rows {rows[:8]} of the data set on this rank)"
             )
+
+    def _stop(self, reason: str, state: str = "the weights were not updated") -> NoReturn:
+        good = checkpoints(self.output_dir / "checkpoints")
+        where = f"resume from {good[-1]}" if good else "there is no checkpoint yet: start again"
+        raise NonFiniteLoss(f"{reason}; {state}; {where}, with a lower learning rate.")
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -241,7 +261,14 @@ class Trainer:
                 network.train(modes[name])
 
     def save(self) -> None:
-        """Write a checkpoint; a kill at any moment leaves either the whole of it or nothing."""
+        """Write a checkpoint; a kill at any moment leaves either the whole of it or nothing.
+
+        Raises:
+            NonFiniteLoss: a weight is NaN or infinite, so that this would be no checkpoint to go back to; nothing is written.
+        """
+        for name, network in self.networks.items():
+            if bad := [key for key, value in network.named_parameters() if not torch.isfinite(value).all()]:
+                self._stop(f"step {self.step}: weights of {name} are not finite ({', '.join(bad[:3])})", "no checkpoint was written")
         ranks: list[Any] = [random_state()]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -358,10 +385,29 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return table
 
 
-def _optimizer(networks: dict[str, nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, gains and embeddings of one dimension."""
+def _check_launch(accelerator: Any, log_with: str | None) -> None:
+    """Refuses what accelerate would go along with and get wrong: split weights, a tracker that is not there."""
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise ValueError(
+            f"Trainer: {kind} splits the weights over ranks, and averages and checkpoints here take every rank to have all of them; "
+            "launch with several processes of whole weights (accelerate launch --multi_gpu, or torchrun)."
+        )
+    if log_with and not accelerator.log_with:
+        raise ValueError(f"loop.log_with: the tracker {log_with!r} is not installed; pip install it, or set loop.log_with=null.")
+
+
+def _checkpoint_gradients(network: nn.Module) -> None:
+    # as diffusers calls it, transformers, and transformers before it renamed it
+    for name in ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(network, name):
+            getattr(network, name)()
+            return
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on parameters of one dimension (biases and gains)."""
     settings = recipe.optimizer
-    parameters = [p for network in networks.values() for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -12,10 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
+from gen_pipelines.training.config import Recipe, build
+from gen_pipelines.training.data import LatentData
+from gen_pipelines.training.objectives.base import ObjectiveOutput, Phase
 from gen_pipelines.training.run import train
 from gen_pipelines.training.state import checkpoints, load_checkpoint
+from gen_pipelines.training.trainer import Trainer
 from tests.training.tiny import autoencoder_recipe, text_to_image_recipe
 
 RECIPES = {"autoencoder": autoencoder_recipe, "latent_text_to_image": text_to_image_recipe}
@@ -196,6 +201,83 @@ def test_a_non_finite_loss_stops_the_run_and_says_where(tmp_path, shapes, tiny_v
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
 
 
+def test_a_gradient_that_is_not_finite_spoils_neither_weights_nor_checkpoints(tmp_path, shapes, tiny_vae, monkeypatch):
+    """The square root of zero is zero and its gradient is infinite: the loss does not show it."""
+    from gen_pipelines.training.tasks.autoencoder import AutoencoderTask
+    from gen_pipelines.training.trainer import NonFiniteLoss
+
+    original, calls = AutoencoderTask.losses, []
+
+    def losses(self, networks, batch, phase, generator):
+        calls.append(1)
+        output = original(self, networks, batch, phase, generator)
+        if len(calls) == 4:
+            output.per_sample = output.per_sample + (output.per_sample * 0).sqrt()
+        return output
+
+    monkeypatch.setattr(AutoencoderTask, "losses", losses)
+    recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae)
+    with pytest.raises(NonFiniteLoss, match=r"step 4, phase 'vae': the losses are finite .* not updated; resume from .*step-00000002"):
+        train(recipe, output_dir=tmp_path / "clipped")
+    log = [json.loads(line)["step"] for line in (tmp_path / "clipped" / "log.jsonl").read_text().splitlines()]
+    assert log == [1, 2, 3]
+    calls.clear()  # without clipping nobody looks at the gradient: the weights are looked at before they are kept
+    with pytest.raises(NonFiniteLoss, match=r"step 4: weights of vae are not finite .*no checkpoint was written; resume from .*-00000002"):
+        train(recipe, ["loop.max_grad_norm=null"], tmp_path / "free")
+    for name in ("clipped", "free"):
+        assert [path.name for path in checkpoints(tmp_path / name / "checkpoints")] == ["step-00000002"]
+
+
+def test_several_phases_train_their_own_networks_and_frozen_parameters_stay(tmp_path):
+    """Two optimisers in turns, as for a GAN; the second runs in every other step, twice."""
+    recipe = build(
+        Recipe, {"task": "t", "data": {"name": "x"}, "loop": {"steps": 2, "batch_size": 2}, "optimizer": {"learning_rate": 0.1}}, "test"
+    )
+    networks = {name: torch.nn.Linear(2, 2) for name in ("one", "two")}
+    networks["one"].bias.requires_grad_(False)
+    before = {name: {key: value.clone() for key, value in network.state_dict().items()} for name, network in networks.items()}
+    seen = []
+
+    def losses(networks, batch, phase, generator):
+        seen.append((phase, {name: network.weight.requires_grad for name, network in networks.items()}))
+        return ObjectiveOutput(networks["two"](networks["one"](batch["latents"])).square().mean(1))
+
+    phases = (Phase("first", ("one",)), Phase("second", ("two",), interval=2, repeats=2))
+    trainer = Trainer(recipe, networks, losses, phases, LatentData(torch.randn(4, 2), None, range(4)), tmp_path)
+    trainer.train()
+    only = {"first": {"one": True, "two": False}, "second": {"one": False, "two": True}}
+    assert seen == [(phase, only[phase]) for phase in ("first", "second", "second", "first")]
+    for name in networks:
+        assert not torch.equal(networks[name].weight, before[name]["weight"])
+    assert torch.equal(networks["one"].bias, before["one"]["bias"]) and not networks["one"].bias.requires_grad
+    assert trainer.averages["two"].updates == 2
+
+
+def test_split_weights_are_refused(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from accelerate.utils import DistributedType
+
+    from gen_pipelines.training.trainer import _check_launch
+
+    with pytest.raises(ValueError, match="Trainer: FSDP splits the weights"):
+        _check_launch(SimpleNamespace(distributed_type=DistributedType.FSDP, log_with=[]), None)
+    _check_launch(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, log_with=[]), None)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_gradient_checkpointing_changes_no_weight(kind, tmp_path, shapes, tiny_vae):
+    """The forward pass that runs again in the backward one takes the same attention kernel."""
+    recipe = recipe_file(kind, tmp_path, shapes, tiny_vae, steps=2, attention="math")
+    settings = [] if kind == "autoencoder" else ["model.text_encoder.attention_dropout=0.0"]
+    train(recipe, settings, tmp_path / "kept")
+    train(recipe, [*settings, "loop.gradient_checkpointing=true"], tmp_path / "again")
+    weights = [load_checkpoint(checkpoints(tmp_path / name / "checkpoints")[-1])[0] for name in ("kept", "again")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers are currently installed")  # accelerate warns, and goes on
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
@@ -208,13 +290,21 @@ def test_a_non_finite_loss_stops_the_run_and_says_where(tmp_path, shapes, tiny_v
         ("autoencoder", ["optimizer.schedule=step"], "optimizer.schedule: 'step' is none of"),
         ("latent_text_to_image", ["objective.time_density=normal"], "objective.time_density: 'normal' is none of"),
         ("latent_text_to_image", ["objective.time_density={name: mode, sclae: 2}"], "mode takes no sclae"),
+        ("autoencoder", ["objective.kl=small"], "objective.kl: expected float, got 'small'"),
+        ("autoencoder", ["loop.log_with=comet_ml"], "loop.log_with: the tracker 'comet_ml' is not installed"),
+        ("latent_text_to_image", ["objective.drop_caption=often"], "objective.drop_caption: expected float, got 'often'"),
+        ("latent_text_to_image", ["objective.weighting={name: min_snr, gama: 2}"], "min_snr takes no gama; it takes gamma"),
+        ("latent_text_to_image", ["objective.weighting={name: target, gamma: 2}"], "target takes no gamma; it takes no arguments"),
+        ("latent_text_to_image", ["objective.time_density={name: mode, scale: big}"], "scale: expected float, got 'big'"),
+        ("latent_text_to_image", ["model.save_dtype=nn"], "model.save_dtype: 'nn' is none of float32"),
+        ("latent_text_to_image", ["model.vae={from: no/such/folder/at/all}"], "no/such/folder"),
         ("latent_text_to_image", ["data.horizontal_flip=0.5"], "cached latents cannot be augmented"),
         ("latent_text_to_image", ["data.text_column=null"], "data.text_column is missing"),
         ("latent_text_to_image", ["model.scheduler.class=Euler"], "model.scheduler.class: 'Euler' is none of"),
     ],
 )
 def test_bad_recipes_fail_before_anything_is_computed(kind, overrides, message, tmp_path, shapes, tiny_vae):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         train(recipe_file(kind, tmp_path, shapes, tiny_vae), overrides, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
@@ -242,7 +332,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path, shapes, tiny_vae):
 
 def test_a_stream_trains_and_refuses_an_exact_resume(tmp_path, shapes, tiny_vae):
     recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae, steps=2)
-    train(recipe, ["data.streaming=true"], tmp_path / "run")
+    train(recipe, ["data.streaming=true", "loop.sample_every=2", "sample.pictures=3"], tmp_path / "run")
+    with Image.open(tmp_path / "run" / "samples" / "step-00000002.png") as picture:
+        assert picture.size == (3 * 16, 2 * 16)
+    assert "from diffusers import AutoencoderKL" in (tmp_path / "run" / "README.md").read_text()
     with pytest.raises(ValueError, match="--inexact-resume"):
         train(recipe, ["data.streaming=true", "loop.steps=4"], tmp_path / "run", resume=True)
     train(recipe, ["data.streaming=true", "loop.steps=4"], tmp_path / "run", inexact_resume=True)
