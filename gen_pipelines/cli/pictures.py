@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 # The text chunk that holds every setting as JSON. "Software" and "Description", which picture viewers show, are written beside it.
 CHUNK = "gen_pipelines"
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype"), str),
+    **dict.fromkeys(("seed", "num", "num_inference_steps", "height", "width"), int),
+    "guidance_scale": int | float,
+    "prompts": list,
+}
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
 
 
@@ -88,7 +94,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file is missing, or is cut short.
-        ValueError: the file is not a picture, or holds no settings of ours.
+        ValueError: the file is not a picture, or holds no settings of ours, or they are not what we write.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -108,6 +114,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: its {CHUNK!r} text is not JSON ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: its {CHUNK!r} text is not a table of settings")
+    for name, kind in _KINDS.items():  # anybody can write a PNG
+        if (value := settings.get(name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise ValueError(f"{path}: its setting {name} is {value!r}; this is not what gen-pipelines generate writes")
+    prompts = settings.get("prompts", [settings.get("prompt")])
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{path}: its settings name no prompt; this is not what gen-pipelines generate writes")
     return settings
 
 

@@ -26,15 +26,16 @@ class Repository(ABC):
             model: `bundled:NAME`, a folder, or an id on the Hub.
             revision: branch, tag or commit of a model on the Hub.
         Raises:
-            ValueError: no such bundled pipeline, or neither a folder nor an id.
-            OSError: the folder does not exist.
+            ValueError: no such bundled pipeline, or a revision of what is not on the Hub.
+            FileNotFoundError: neither a folder nor an id.
         """
         from gen_pipelines import bundled_path
 
-        if model.startswith("bundled:"):
-            return Folder(Path(bundled_path(model.removeprefix("bundled:"))))
-        if Path(model).is_dir():
-            return Folder(Path(model))
+        local = model.startswith("bundled:") or Path(model).is_dir()
+        if local and revision is not None:
+            raise ValueError(f"--revision {revision}: {model} is on this machine and has no revisions; they are for models on the Hub")
+        if local:
+            return Folder(Path(bundled_path(model.removeprefix("bundled:")) if model.startswith("bundled:") else model))
         if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith((".", "~")):
             return HubRepository(model, revision)
         raise FileNotFoundError(f"{model}: no such folder, and not an id on the Hub (user/name) or a bundled pipeline (bundled:NAME)")

@@ -1,7 +1,9 @@
 """Names, atomic writes, the settings inside a PNG, grids."""
 
+import json
+
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from gen_pipelines.cli import pictures
 
@@ -46,6 +48,25 @@ def test_a_foreign_picture_has_no_settings(tmp_path):
     (tmp_path / "c.png").write_text("text")
     with pytest.raises(ValueError, match="is not a picture"):
         pictures.read_settings(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": "3"}, "its setting seed is '3'"),
+        ({"num": True}, "its setting num is True"),
+        ({"model": 7}, "its setting model is 7"),
+        ({"prompt": None}, "name no prompt"),
+        ({"prompts": ["a", 3]}, "name no prompt"),
+        ({"prompts": []}, "name no prompt"),
+    ],
+)
+def test_settings_that_somebody_else_wrote(tmp_path, change, says):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(pictures.CHUNK, json.dumps(SETTINGS | change))
+    Image.new("L", (2, 2)).save(tmp_path / "a.png", pnginfo=chunks)
+    with pytest.raises(ValueError, match=says):
+        pictures.read_settings(tmp_path / "a.png")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
