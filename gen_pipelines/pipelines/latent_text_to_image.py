@@ -445,7 +445,11 @@ class LatentTextToImagePipeline(GenerativePipeline):
         guidance: Guidance,
         batches: dict[tuple[str, ...], TextCondition],
     ) -> tuple[Tensor, dict[str, TextCondition], Guidance]:
-        """Calls the callback and takes over what it changed."""
+        """Calls the callback and takes over what it changed.
+
+        Raises:
+            ValueError: it returned what it may not, or switched guidance on, for which nothing was encoded.
+        """
         negative = conditions["uncond"].embeds if "uncond" in conditions else None
         both = conditions["cond"].embeds if negative is None else torch.cat([negative, conditions["cond"].embeds])
         tensors = {"latents": latents, "prompt_embeds": both, "negative_prompt_embeds": negative}
@@ -457,6 +461,8 @@ class LatentTextToImagePipeline(GenerativePipeline):
             )
         if self._guidance_scale is not scale:
             guidance = as_guidance(self._guidance_scale)
+            if "uncond" not in conditions and guidance != ClassifierFreeGuidance(1.0):
+                raise ValueError("callback_on_step_end switched guidance on in a call that began without it; begin with a scale above 1.")
         if answer.get("prompt_embeds", both) is not both or answer.get("negative_prompt_embeds", negative) is not negative:
             conditions = _with_embeds(
                 conditions, answer.get("prompt_embeds", both), both, answer.get("negative_prompt_embeds", negative), negative

@@ -312,6 +312,14 @@ def test_a_callback_may_change_the_text_and_the_guidance(flow, counted):
     assert type(flow.transformer.caption_projection).__name__ == "PixArtAlphaTextProjection"
 
 
+def test_a_callback_cannot_switch_guidance_on(flow):
+    def guide(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 3.0
+
+    with pytest.raises(ValueError, match="switched guidance on in a call that began without it"):
+        flow("a", num_inference_steps=2, guidance_scale=1.0, callback_on_step_end=guide)
+
+
 def test_a_callback_may_interrupt(flow, counted):
     def stop(pipe, step, timestep, tensors):
         pipe._interrupt = step == 1
