@@ -107,6 +107,7 @@ def test_the_scheduler_changes_the_picture(generate):
         (["--scheduler", "Nothing"], "--scheduler Nothing: there is no such scheduler; there are "),
         (["--size", "17x16"], "17"),
         (["--guidance", "-1"], "guidance"),
+        (["--revision", "main"], "--revision main: "),
         (["--device", "abacus"], "--device abacus: cannot be used here"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used here"),
     ],
