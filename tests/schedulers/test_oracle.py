@@ -5,8 +5,9 @@ import torch
 from analytic import GAUSSIAN, NETWORKS, sample
 from torch.testing import assert_close
 
-from gen_pipelines.processes import DiscreteVPPath, EDMPath, LinearPath, Parameterization, SubVPPath, VEPath, VPSDEPath
+from gen_pipelines.processes import DATA, DiscreteVPPath, EDMPath, LinearPath, Parameterization, SubVPPath, VEPath, VPSDEPath
 from gen_pipelines.schedulers import SCHEDULERS
+from gen_pipelines.schedulers.multistep import MultistepScheduler
 
 DETERMINISTIC = ["ddim", "euler", "flow_match_euler"]
 
@@ -16,9 +17,16 @@ DETERMINISTIC = ["ddim", "euler", "flow_match_euler"]
 def test_samples_have_the_datas_moments(name, network):
     """20,000 draws: a standard error of the mean is 0.002, of the standard deviation 0.0015; the tolerances are discretisation."""
     p, grid = NETWORKS[network]
-    x = sample(SCHEDULERS[name]().bind(p, grid), GAUSSIAN.network(p), (20_000,), steps=100)
-    assert float(x.mean()) == pytest.approx(GAUSSIAN.mean, abs=0.02)
-    assert float(x.std()) == pytest.approx(GAUSSIAN.std, abs=0.035)
+    scheduler = SCHEDULERS[name]().bind(p, grid)
+    x = sample(scheduler, GAUSSIAN.network(p), (20_000,), steps=100)
+    mean, std = GAUSSIAN.mean, GAUSSIAN.std
+    if isinstance(scheduler, MultistepScheduler) and grid.get("timestep_spacing") == "leading":
+        # diffusers' leading grid for these solvers begins at index 901 of 1000, which is kept for parity: noise of variance 1 is not the
+        # marginal there, and the right answer is where the exact flow takes it
+        zero, one = (GAUSSIAN.ode(torch.tensor(v), scheduler._stages[0].here, DATA) for v in (0.0, 1.0))
+        mean, std = float(zero), float(one - zero)
+    assert float(x.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(x.std()) == pytest.approx(std, abs=0.035)
 
 
 @pytest.mark.parametrize(

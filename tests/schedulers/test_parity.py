@@ -1,12 +1,22 @@
 """Beside diffusers: one config, one deterministic toy network, one start; trajectories within 1e-5 of the sample's scale (fp32)."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from diffusers import schedulers as D
 
-from gen_pipelines.schedulers import DDIMScheduler, DDPMScheduler, EulerScheduler, FlowMatchEulerScheduler
+from gen_pipelines.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralScheduler,
+    EulerScheduler,
+    FlowMatchEulerScheduler,
+    HeunScheduler,
+    UniPCScheduler,
+)  # fmt: skip
 
 # diffusers' Euler turns tensors to numpy arrays in a way that numpy 2 warns of
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -23,12 +33,13 @@ def toy(x, t):
 
 def run(scheduler, steps, start, network=toy, **kwargs):
     """(states, their levels' sigma): one list entry after each step, as the scheduler gives them."""
-    generator = torch.Generator().manual_seed(2)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        kwargs["generator"] = torch.Generator().manual_seed(2)
     scheduler.set_timesteps(steps)
     x, states = start, []
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(network(scaled, t), t, x, generator=generator, return_dict=False, **kwargs)[0]
+        x = scheduler.step(network(scaled, t), t, x, return_dict=False, **kwargs)[0]
         states.append(x)
     return states
 
@@ -215,3 +226,94 @@ class TestWhereDiffusersIsWrong:
         a, b = run(theirs, 20, START), run(DDPMScheduler.from_config(theirs.config), 20, START)
         assert_same(a[:-1], b[:-1])
         assert float((a[-1] - b[-1]).abs().max()) > 1e-3
+
+
+GRIDS = [
+    {"timestep_spacing": "linspace"},
+    {"timestep_spacing": "leading", "steps_offset": 1},
+    {"timestep_spacing": "trailing"},
+    {"use_karras_sigmas": True},
+]
+EVERY_GRID = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: "-".join(map(str, g.values())))
+
+
+@pytest.mark.parametrize("betas", BETAS[:2], ids=["linear", "sd"])
+class TestHigherOrder:
+    @pytest.mark.parametrize("cls", [HeunScheduler, EulerAncestralScheduler])
+    @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+    @EVERY_GRID
+    def test_in_sigma(self, betas, cls, prediction, grid):
+        """Compared after dividing by alpha, as for Euler; the noise of the ancestral step is the same draw."""
+        if cls is EulerAncestralScheduler and "use_karras_sigmas" in grid:
+            pytest.skip("diffusers' EulerAncestralDiscrete has no Karras spacing")
+        theirs = getattr(D, cls.__name__.replace("Scheduler", "DiscreteScheduler"))(**betas, prediction_type=prediction, **grid)
+        ours = cls.from_config({**theirs.config})
+        theirs.set_timesteps(12)
+        start = START * float(theirs.sigmas[0])
+        sigmas = theirs.sigmas.tolist()
+        assert_same(in_vp(run(theirs, 12, start), sigmas[1:]), run(ours, 12, in_vp([start], sigmas[:1])[0]))
+        torch.testing.assert_close(ours.timesteps.to(theirs.timesteps), theirs.timesteps, rtol=1e-5, atol=1e-4)
+
+    @pytest.mark.filterwarnings("ignore:.*dpmsolver.*deprecated:FutureWarning")
+    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @EVERY_GRID
+    @pytest.mark.parametrize(
+        "solver",
+        [
+            {},
+            {"solver_type": "heun"},
+            {"solver_order": 1},
+            {"algorithm_type": "sde-dpmsolver++"},
+            {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+            {"algorithm_type": "sde-dpmsolver", "solver_type": "heun", "final_sigmas_type": "sigma_min", "euler_at_final": True},
+        ],
+        ids=lambda s: "-".join(map(str, s.values())) or "2m",
+    )
+    def test_dpm_solver(self, betas, prediction, grid, solver):
+        theirs = D.DPMSolverMultistepScheduler(**betas, prediction_type=prediction, **grid, **solver)
+        ours = DPMSolverMultistepScheduler.from_config(theirs.config)
+        assert_same(run(theirs, 12, START), run(ours, 12, START))
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+
+    @pytest.mark.parametrize("prediction", PREDICTIONS)
+    @EVERY_GRID
+    @pytest.mark.parametrize(
+        "solver",
+        [
+            {},
+            {"solver_type": "bh1"},
+            {"solver_order": 3},
+            {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+            {"disable_corrector": [1, 4]},
+        ],
+        ids=lambda s: "-".join(map(str, s.values())) or "2",
+    )
+    def test_unipc(self, betas, prediction, grid, solver):
+        theirs = D.UniPCMultistepScheduler(**betas, prediction_type=prediction, **grid, **solver)
+        ours = UniPCScheduler.from_config(theirs.config)
+        tolerance = 1e-4 if "predict_x0" in solver and prediction == "sample" else 1e-5  # eps = (x - alpha x_0) / sigma: fp32 of both
+        assert_same(run(theirs, 12, START), run(ours, 12, START), tolerance)
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+
+
+def test_dpm_solver_keeps_lambda_above_a_limit():
+    theirs = D.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1)
+    ours = DPMSolverMultistepScheduler.from_config(theirs.config)
+    assert_same(run(theirs, 20, START), run(ours, 20, START))
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+
+
+def test_dpm_solver_of_third_order_is_of_second_order_in_diffusers():
+    """Its second-derivative term has half the weight that the Taylor expansion needs; ours integrates it, and converges with order 3
+    (test_order_of_convergence). Read off one step: the weight of the oldest estimate is half of ours."""
+    theirs = D.DPMSolverMultistepScheduler(solver_order=3)
+    theirs.set_timesteps(20)
+    theirs._step_index = 10
+    one, zero = torch.ones(1), torch.zeros(1)
+    ours = DPMSolverMultistepScheduler.from_config(theirs.config)
+    ours.set_timesteps(20)
+    weights = ours._stages[10].data[2].outputs
+    oldest = float(theirs.multistep_dpm_solver_third_order_update([one, zero, zero], sample=zero))
+    second = float(theirs.multistep_dpm_solver_third_order_update([one, one, one], sample=zero))
+    assert second == pytest.approx(sum(weights), rel=1e-4)
+    assert abs(oldest - weights[2]) > 0.05 * abs(weights[2])
