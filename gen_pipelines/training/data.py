@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,18 @@ class PictureData(torch.utils.data.Dataset):
 
 
 class LatentData(torch.utils.data.Dataset):
-    """Cached latents with captions. An item is asked for by (row, draw) and holds `latents` float32, `text`, `row`, `draw`."""
+    """Cached latents with captions. An item is asked for by (row, draw) and holds `latents` float32, `text`, `row`, `draw`.
 
-    def __init__(self, latents: Tensor, texts: Sequence[str] | None, rows: Sequence[int]) -> None:
+    `latents`, (N, c, h, w), may be a function that makes them; `prepare` calls it, once everything about the run is known to be right.
+    """
+
+    def __init__(self, latents: Tensor | Callable[[], Tensor], texts: Sequence[str] | None, rows: Sequence[int]) -> None:
         self.latents, self.texts, self.indices = latents, texts, list(rows)
+
+    def prepare(self) -> None:
+        """Make the latents; the trainer calls it before the first batch."""
+        if not isinstance(self.latents, Tensor):
+            self.latents = self.latents()
 
     def __len__(self) -> int:
         return len(self.indices)

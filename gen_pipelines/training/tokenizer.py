@@ -44,7 +44,8 @@ def train_clip_tokenizer(captions: Sequence[str], vocab_size: int, max_length: i
     learned = json.loads(learner.to_str())["model"]["merges"]
     merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in learned]
     words = [*alphabet, *[byte + "</w>" for byte in alphabet]]
-    words += [word for word in dict.fromkeys(a + b for a, b in merges) if word not in set(words)]
+    seen = set(words)
+    words += [word for word in dict.fromkeys(a + b for a, b in merges) if word not in seen]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)

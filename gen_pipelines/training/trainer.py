@@ -54,7 +54,8 @@ class Trainer:
         networks: the trained networks by name; those of a phase are updated by its optimiser.
         losses: (networks, batch, phase name, generators) -> ObjectiveOutput.
         phases: one per optimiser.
-        data: a map-style data set asked by (item, draw), or an `IterableDataset` of rows when `recipe.data.streaming`.
+        data: a map-style data set asked by (item, draw), or an `IterableDataset` of rows when `recipe.data.streaming`. If it has a method
+            `prepare`, that is called before the first batch.
         output_dir: where checkpoints, logs and pictures go.
         draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
     Raises:
@@ -131,6 +132,8 @@ class Trainer:
         main = self.accelerator.is_main_process
         if self.loop.log_with:
             self.accelerator.init_trackers("gen_pipelines", config={"task": self.recipe.task, "seed": self.recipe.seed})
+        if hasattr(self.data, "prepare"):
+            self.data.prepare()
         batches = self._batches()
         bar = tqdm(total=self.loop.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, smoothing=0.05)
         begun = time.monotonic() - self.seconds

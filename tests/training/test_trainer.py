@@ -296,6 +296,13 @@ def test_gradient_checkpointing_changes_no_weight(kind, tmp_path, shapes, tiny_v
         ("latent_text_to_image", ["objective.weighting={name: min_snr, gama: 2}"], "min_snr takes no gama; it takes gamma"),
         ("latent_text_to_image", ["objective.weighting={name: target, gamma: 2}"], "target takes no gamma; it takes no arguments"),
         ("latent_text_to_image", ["objective.time_density={name: mode, scale: big}"], "scale: expected float, got 'big'"),
+        ("latent_text_to_image", ["loop.batch_size=9", "loop.gradient_accumulation_steps=2"], "make it a multiple of 2"),
+        ("latent_text_to_image", ["data.resolution=32"], "model.denoiser.sample_size: 8, but pictures of 32 .* set it to 16"),
+        ("latent_text_to_image", ["data.resolution=17"], "data.resolution: 17 is not a multiple of 2"),
+        ("autoencoder", ["data.resolution=17"], "data.resolution: 17 is not a multiple of 2"),
+        ("latent_text_to_image", ["model.denoiser.in_channels=8"], "in_channels: 8, but the latents of model.vae have 4 channels"),
+        ("latent_text_to_image", ["sample.pictures=0"], "sample: at least 1 picture"),
+        ("latent_text_to_image", ["sample.guidance=.nan"], "guidance_scale must be a finite number"),
         ("latent_text_to_image", ["model.save_dtype=nn"], "model.save_dtype: 'nn' is none of float32"),
         ("latent_text_to_image", ["model.vae={from: no/such/folder/at/all}"], "no/such/folder"),
         ("latent_text_to_image", ["data.horizontal_flip=0.5"], "cached latents cannot be augmented"),
@@ -303,7 +310,9 @@ def test_gradient_checkpointing_changes_no_weight(kind, tmp_path, shapes, tiny_v
         ("latent_text_to_image", ["model.scheduler.class=Euler"], "model.scheduler.class: 'Euler' is none of"),
     ],
 )
-def test_bad_recipes_fail_before_anything_is_computed(kind, overrides, message, tmp_path, shapes, tiny_vae):
+def test_bad_recipes_fail_before_anything_is_computed(kind, overrides, message, tmp_path, shapes, tiny_vae, monkeypatch):
+    computed = lambda *arguments, **options: pytest.fail("the pictures were encoded before the recipe was checked")
+    monkeypatch.setattr("gen_pipelines.training.tasks.latent_text_to_image.encode_all", computed)
     with pytest.raises((ValueError, OSError), match=message):
         train(recipe_file(kind, tmp_path, shapes, tiny_vae), overrides, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))

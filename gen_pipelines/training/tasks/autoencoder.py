@@ -18,7 +18,7 @@ from ..data import PictureData, captions_of, collate, known_words_holdout, load_
 from ..objectives.autoencoder import AutoencoderObjective, pyramid_distance
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
-from .base import build_network, grid, settings_of
+from .base import build_network, grid, latent_size, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class AutoencoderTask:
             raise ValueError(f"model.train: {model['train']!r} is none of all, decoder.")
         settings = settings_of(recipe, "objective", OBJECTIVE)
         self.sample = settings_of(recipe, "sample", {"pictures": 16})
+        if self.sample["pictures"] < 1:
+            raise ValueError(f"sample.pictures: {self.sample['pictures']} is not allowed; give 1 or more (loop.sample_every=0: none).")
         if model["vae"] is None:
             raise ValueError("model.vae is missing: give its class and arguments, such as {class: AutoencoderKL, latent_channels: 8, ...}.")
         if settings["perceptual"] not in PERCEPTUAL:
@@ -55,6 +57,7 @@ class AutoencoderTask:
             self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
         self.vae = build_network(model["vae"], "model.vae")
+        latent_size(self.vae, recipe.data.resolution)
         self.networks: dict[str, nn.Module] = {"vae": self.vae} if model["train"] == "all" else {"decoder": self.vae.decoder}
         if model["train"] == "decoder":
             self.vae.requires_grad_(False)

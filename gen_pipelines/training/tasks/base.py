@@ -47,6 +47,21 @@ def settings_of(recipe: Any, group: str, known: dict[str, Any]) -> dict[str, Any
     return {**known, **given}
 
 
+def latent_size(vae: nn.Module, resolution: int) -> int | None:
+    """Height and width of the latents of pictures of `resolution` pixels; None where the autoencoder's config does not say.
+
+    Raises:
+        ValueError: the autoencoder does not give pictures of this size back.
+    """
+    levels = vae.config.get("block_out_channels")
+    if levels is None:
+        return None
+    factor = 2 ** (len(levels) - 1)
+    if resolution % factor:
+        raise ValueError(f"data.resolution: {resolution} is not a multiple of {factor}, the factor by which model.vae shrinks a picture.")
+    return resolution // factor
+
+
 def build_network(settings: dict[str, Any], where: str) -> nn.Module:
     """A network from `{class: NAME, ...constructor arguments}` or `{from: FOLDER_OR_REPO, subfolder: ...}`.
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...models.calling import encode_text, predict
+from ...pipelines.guidance import as_guidance
 from ...processes import Parameterization
 from ..card import training_notes
 from ..config import coerce
@@ -25,7 +26,7 @@ from ..objectives.weightings import WEIGHTINGS
 from ..random import Generators, seed_of
 from ..tokenizer import train_clip_tokenizer
 from .autoencoder import encode_all, mode
-from .base import build_network, grid, settings_of
+from .base import build_network, grid, latent_size, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class LatentTextToImageTask:
             raise ValueError("model.cache_latents: cached latents cannot be augmented; set it to false, or flip and shift to 0.")
         if model["save_dtype"] not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"model.save_dtype: {model['save_dtype']!r} is none of float32, float16, bfloat16.")
+        if self.sample["pictures"] < 1 or self.sample["steps"] < 1:
+            raise ValueError(f"sample: at least 1 picture in 1 step, got {self.sample} (loop.sample_every=0 draws none).")
+        if self.sample["guidance"] is not None:
+            self.sample["guidance"] = coerce(float, self.sample["guidance"], "sample.guidance")
+            as_guidance(self.sample["guidance"])
         self.recipe, self.model = recipe, model
         self.scheduler = build_scheduler(model["scheduler"])
         self.objective = DenoisingObjective(
@@ -88,17 +94,31 @@ class LatentTextToImageTask:
         self.tokenizer = build_tokenizer(model["tokenizer"], self.captions)
         self.text_encoder = build_text_encoder(model["text_encoder"], self.tokenizer)
         self.denoiser = build_network(model["denoiser"], "model.denoiser")
+        self._check_sizes()
         self.noise = CaptionNoise(self.captions, objective["drop_caption"], objective["word_dropout"], objective["pseudo_word"])
         self.data: Any = pictures
         if model["cache_latents"]:
-            latents = self.normalise(encode_all(self.vae.to(_device()), pictures, batch_size=64))
-            self.data = LatentData(latents, self.captions, pictures.indices)
+            self.data = LatentData(
+                lambda: self.normalise(encode_all(self.vae.to(_device()), pictures, batch_size=64)), self.captions, pictures.indices
+            )
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         if model["train_text_encoder"]:
             self.networks["text_encoder"] = self.text_encoder
         else:
             self.text_encoder.eval().requires_grad_(False)
         self.phases = (Phase("denoiser", tuple(self.networks)),)
+
+    def _check_sizes(self) -> None:
+        """The denoiser is made for the latents that it will get, so that the pipeline's default size is the one that was trained."""
+        size, there = latent_size(self.vae, self.recipe.data.resolution), self.denoiser.config.get("sample_size")
+        if size is not None and there not in (None, size, [size, size], (size, size)):
+            raise ValueError(
+                f"model.denoiser.sample_size: {there}, but pictures of {self.recipe.data.resolution} pixels (data.resolution) have latents "
+                f"of {size} x {size}; set it to {size}."
+            )
+        channels, wanted = self.vae.config.get("latent_channels"), self.denoiser.config.get("in_channels")
+        if channels is not None and wanted is not None and channels != wanted:
+            raise ValueError(f"model.denoiser.in_channels: {wanted}, but the latents of model.vae have {channels} channels.")
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) as the denoiser sees them: mean 0, deviation 1; the inverse of the pipeline's `decode_latents`."""
