@@ -77,6 +77,7 @@ RUN = "import sys; from gen_pipelines.training.run import train; train(sys.argv[
 
 def start(recipe: Path, output: Path, *overrides: str, ranks: int = 1, code: str = RUN) -> subprocess.Popen:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     script = output.parent / f"{output.name}.py"
     script.write_text(code)
     launcher = [sys.executable]
