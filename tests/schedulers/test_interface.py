@@ -17,6 +17,8 @@ from gen_pipelines.processes import DiscreteVPPath, LinearPath, Parameterization
 from gen_pipelines.processes.config import DIFFUSERS_KEYS, OUR_KEYS
 from gen_pipelines.schedulers import SCHEDULERS
 
+# most networks here are not consistency networks, and the rule says so
+pytestmark = pytest.mark.filterwarnings("ignore:ConsistencyScheduler on a network that predicts:UserWarning")
 EVERY = pytest.mark.parametrize("cls", SCHEDULERS.values(), ids=SCHEDULERS)
 EVERY_NETWORK = pytest.mark.parametrize("network", NETWORKS)
 FLOW = NETWORKS["sd3_flow"][0]

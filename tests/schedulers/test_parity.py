@@ -8,6 +8,8 @@ import torch
 from diffusers import schedulers as D
 
 from gen_pipelines.schedulers import (
+    ConsistencyScheduler,
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -317,3 +319,30 @@ def test_dpm_solver_of_third_order_is_of_second_order_in_diffusers():
     second = float(theirs.multistep_dpm_solver_third_order_update([one, one, one], sample=zero))
     assert second == pytest.approx(sum(weights), rel=1e-4)
     assert abs(oldest - weights[2]) > 0.05 * abs(weights[2])
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("extra", [{}, {"steps_offset": 1, "set_alpha_to_one": False}, {"timestep_spacing": "trailing"}])
+def test_ddim_inverse(clip, extra):
+    theirs = D.DDIMInverseScheduler(**SD, clip_sample=clip, **extra)
+    ours = DDIMInverseScheduler.from_config(theirs.config)
+    assert_same(run(theirs, 20, START), run(ours, 20, START))
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+class TestConsistency:
+    @pytest.mark.parametrize("extra", [{}, {"clip_sample": True}, {"timestep_scaling": 0.002, "original_inference_steps": 40}])
+    def test_lcm(self, prediction, extra, steps):
+        theirs = D.LCMScheduler(prediction_type=prediction, **extra)
+        ours = ConsistencyScheduler.from_config(theirs.config, rule="lcm")
+        assert_same(run(theirs, steps, START), run(ours, steps, START))
+        assert torch.equal(ours.timesteps, theirs.timesteps)
+
+    @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+    def test_tcd(self, prediction, eta, steps):
+        theirs = D.TCDScheduler(prediction_type=prediction)
+        ours = ConsistencyScheduler.from_config(theirs.config, rule="tcd")
+        assert_same(run(theirs, steps, START, eta=eta), run(ours, steps, START, eta=eta))
+        assert torch.equal(ours.timesteps, theirs.timesteps)
