@@ -14,6 +14,7 @@ _EXPORTS: dict[str, str] = {
     "Parameterization": ".processes",
     "PATHS": ".processes",
     "SCHEDULERS": ".schedulers",
+    "BridgedScheduler": ".schedulers",
     "ConsistencyScheduler": ".schedulers",
     "DDIMScheduler": ".schedulers",
     "DDIMInverseScheduler": ".schedulers",

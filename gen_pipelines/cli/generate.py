@@ -222,7 +222,7 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
     pipe = AutoPipeline.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]), **revision)
     if "prompt" not in _call_defaults(pipe):
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; generate needs text to image")
-    if scheduler is not None and type(pipe.scheduler).__name__ != scheduler.__name__:  # the model's own keeps its settings
+    if scheduler is not None and _scheduler_class(pipe).__name__ != scheduler.__name__:  # the model's own keeps its settings
         # one of our pipelines knows its network; in one of diffusers only the config does
         pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=not show_progress, leave=False)
@@ -230,12 +230,17 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
 
 
 def find_scheduler(name: str | None) -> type | None:
-    """The class that `--scheduler` names, by its short name (ddim) or its own (DDIMScheduler)."""
+    """The class that `--scheduler` names, by its short name (ddim) or its own (DDIMScheduler), of ours or of diffusers."""
     from gen_pipelines.schedulers import SCHEDULERS
+    from gen_pipelines.schedulers.bridge import HOSTED
 
     if name is None:
         return None
     found = SCHEDULERS.get(name) or {scheduler.__name__: scheduler for scheduler in SCHEDULERS.values()}.get(name)
+    if found is None and name in HOSTED:  # one of diffusers
+        import diffusers
+
+        return getattr(diffusers, name)
     if found is None:
         raise ValueError(f"--scheduler {name}: there is no such scheduler; there are {', '.join(SCHEDULERS)}")
     return found
@@ -264,17 +269,23 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
     from gen_pipelines.schedulers import SCHEDULERS
 
+    own = _scheduler_class(pipe).__name__
     decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for name, value in decided.items():
         if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call
             decided[name] = pipe.config.get(f"default_{name}", _call_defaults(pipe).get(name))
     return {
         **decided,
-        "scheduler": next((name for name, ours in SCHEDULERS.items() if ours is type(pipe.scheduler)), type(pipe.scheduler).__name__),
+        "scheduler": next((name for name, ours in SCHEDULERS.items() if ours.__name__ == own), own),
         "pipeline": type(pipe).__name__,
         "gen_pipelines_version": __version__,
         "torch_version": torch.__version__,
     }
+
+
+def _scheduler_class(pipe: Any) -> type:
+    """The sampler's class: of diffusers, where one of diffusers is hosted."""
+    return getattr(pipe.scheduler, "hosted_class", type(pipe.scheduler))
 
 
 def _call_defaults(pipe: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..hub.card import LIBRARY_NAME, model_card
 from ..hub.loading import INDEX_NAME, component_class, components_of, load_module, read_index
 from ..hub.saving import written_at_once
+from ..schedulers.bridge import BridgedScheduler
 from .hosting import host_scheduler
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class GenerativePipeline(DiffusionPipeline):
             self.scheduler = self.scheduler
 
     def register_modules(self, **modules: Any) -> None:
-        """As in diffusers; a scheduler of diffusers becomes one that knows the network's parameterization before it is recorded."""
+        """As in diffusers; a scheduler of diffusers is hosted in one that knows the network's parameterization before it is recorded."""
         if modules.get("scheduler") is not None:
             modules["scheduler"] = self._bound_scheduler(modules["scheduler"])
         super().register_modules(**modules)
@@ -103,6 +104,8 @@ class GenerativePipeline(DiffusionPipeline):
         if name == "scheduler" and value is not None:
             value = self._bound_scheduler(value)
         super().__setattr__(name, value)
+        if name == "scheduler" and isinstance(value, BridgedScheduler):  # saved in diffusers' own form: diffusers still loads the folder
+            self.register_to_config(scheduler=value.saved_as)
 
     def _bound_scheduler(self, scheduler: Any) -> Any:
         """A copy of the scheduler bound to what is known of the network; the first scheduler says what that is."""

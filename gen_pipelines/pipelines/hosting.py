@@ -5,43 +5,45 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from .. import schedulers
+from ..schedulers.bridge import BridgedScheduler, hosting_of
 
 if TYPE_CHECKING:
     from ..processes.parameterization import Parameterization
 
-# diffusers class -> ours that steps alike from the same config
-_TWINS = {
-    "DDPMScheduler": "DDPMScheduler",
-    "DDIMScheduler": "DDIMScheduler",
-    "EulerDiscreteScheduler": "EulerScheduler",
-    "FlowMatchEulerDiscreteScheduler": "FlowMatchEulerScheduler",
-}
+_BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
 def host_scheduler(scheduler: Any, known: Parameterization | None) -> Any:
-    """One of our schedulers from whatever was assigned: ours as it is, diffusers' as its twin.
+    """One of our schedulers from whatever was assigned: ours as it is, diffusers' hosted in a `BridgedScheduler`.
 
     Args:
-        scheduler: a scheduler of ours or of diffusers.
+        scheduler: a scheduler of ours or of diffusers; it is not changed.
         known: what is known of the pipeline's network. While it is None, the config of a diffusers scheduler says what the network is;
-            later only what differs from the defaults of its class counts, and the twin is not bound yet.
+            later what differs there from the defaults of its class must agree with the network.
     Raises:
-        ValueError: no twin exists for this class of diffusers.
+        ValueError: this class of diffusers cannot be hosted; its arguments contradict the network.
     """
     if hasattr(scheduler, "bind") and hasattr(scheduler, "parameterization"):
         return scheduler
-    name = type(scheduler).__name__
-    if name not in _TWINS:
-        raise ValueError(
-            f"{name} of diffusers cannot be used here yet; those that can are {', '.join(_TWINS)}. "
-            "Take one of gen_pipelines for the same network: from_pretrained(path, scheduler=DDIMScheduler.from_pretrained(path, "
-            'subfolder="scheduler")), or pipe.scheduler = DDIMScheduler().'
-        )
-    twin = getattr(schedulers, _TWINS[name])
+    hosting_of(type(scheduler))
     if known is None:
-        return twin.from_config(scheduler.config)
-    # what the user did not set is the default of a class that knows nothing of this network: it says nothing
-    silent = set(scheduler.config.get("_use_default_values", ()))
-    takes = inspect.signature(twin.__init__).parameters
-    return twin(**{key: value for key, value in scheduler.config.items() if key in takes and key not in silent})
+        return BridgedScheduler(scheduler)
+    _check_contradictions(scheduler, known)
+    return BridgedScheduler(scheduler, known)
+
+
+def _check_contradictions(scheduler: Any, known: Parameterization) -> None:
+    """Raises ValueError for an argument that says something else of the network. A class's default knows no network: it says nothing."""
+    name, network = type(scheduler).__name__, known.to_config()
+    plain = lambda value: list(value) if isinstance(value, tuple) else value.tolist() if hasattr(value, "tolist") else value
+    for key, parameter in inspect.signature(type(scheduler).__init__).parameters.items():
+        if key not in (*_BETAS, "num_train_timesteps", "prediction_type", "sigma_data") or key not in scheduler.config:
+            continue
+        value = plain(scheduler.config[key])
+        if value == parameter.default or (key in network and value == plain(network[key])) or not (key in network or key in _BETAS):
+            continue
+        raise ValueError(
+            f"{name}: {key}={value!r} was given, but the network has {network.get(key)!r} ({known.path.name} path, {known.prediction}); "
+            f"leave the argument out, take {name}.from_config(pipe.scheduler.config), or correct what is known of the network by assigning "
+            "pipe.parameterization. A schedule of one's own as the grid: BridgedScheduler(scheduler, pipe.parameterization)."
+        )

@@ -101,7 +101,7 @@ def _family(config: dict[str, Any]) -> str:
     found = [
         family
         for family, here in (
-            ("flow", "shift" in has),
+            ("flow", "shift" in has and "sigma_data" not in has),  # a preconditioned network may be sampled on a shifted grid
             ("edm", "sigma_data" in has and "sigma_schedule" in has),
             ("consistency", "sigma_data" in has and "clip_denoised" in has),
             ("ve", "sampling_eps" in has),

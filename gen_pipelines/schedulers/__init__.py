@@ -1,5 +1,6 @@
 """Schedulers: one sampler per file, each right on every network that a `Parameterization` describes."""
 
+from .bridge import BridgedScheduler
 from .consistency import ConsistencyScheduler
 from .ddim import DDIMScheduler
 from .ddim_inverse import DDIMInverseScheduler
@@ -15,7 +16,7 @@ from .score_sde import ScoreSDEScheduler
 from .unipc import UniPCScheduler
 
 __all__ = [
-    "SCHEDULERS", "ConsistencyScheduler", "DDIMInverseScheduler", "DDIMScheduler", "DDPMScheduler",
+    "SCHEDULERS", "BridgedScheduler", "ConsistencyScheduler", "DDIMInverseScheduler", "DDIMScheduler", "DDPMScheduler",
     "DPMSolverMultistepScheduler", "EulerAncestralScheduler", "EulerScheduler", "FlowMatchEulerScheduler", "FlowMatchHeunScheduler",
     "HeunScheduler", "RectifiedFlowScheduler", "ScoreSDEScheduler", "UniPCScheduler",
 ]  # fmt: skip

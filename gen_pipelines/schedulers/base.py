@@ -164,6 +164,8 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:  # the bridge, whose arguments are another scheduler's
+            return
         OUR_KEYS.update(cls.solver_defaults)
         grid = {f.name: f.default for f in fields(GridOptions) if f.name in _GRID_KEYS} | _SHIFT_KEYS | cls.grid_defaults
         network = {k: cls.network_defaults.get(k) for k in _NETWORK_ARGUMENTS}
