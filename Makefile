@@ -26,7 +26,7 @@ help:
 	@echo 'make generate PROMPT="a red apple" [ARGS="--num 4 --grid"]   draw a picture with the bundled pipeline'
 	@echo 'make test      the fast tests          make slow    tests that train small models or start processes'
 	@echo 'make check     linters and registries  make parity  long comparisons with diffusers'
-	@echo 'make fix       format the code         make gpu     tests that need an accelerator'
+	@echo 'make fix       mend the lint           make gpu     tests that need an accelerator'
 	@echo 'make bench     run the benchmarks      make docs    build the docs, run every snippet'
 	@echo 'make clean     remove the environment and what was built'
 
@@ -78,9 +78,10 @@ check: $(VENV)/.dev
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CODE)
 
+# emoji_quality.py needs the captioned pictures: make bench DATA=folder
 bench: $(VENV)/.dev
-	@ls benchmarks/*.py >/dev/null 2>&1 || echo 'make bench: there are no benchmarks yet'
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/emoji_quality.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@if [ -n "$(DATA)" ]; then $(BIN)/python benchmarks/emoji_quality.py --data "$(DATA)"; fi
 
 clean:
 	rm -rf $(VENV) build dist site gen_pipelines.egg-info .pytest_cache .ruff_cache

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--write", type=Path, help="write the report as JSON, such as FOLDER/evaluation.json, where `info` finds it")
     parser.add_argument("--grid", type=Path, help="write the drawn pictures, as they came, real ones in the row above")
     parser.add_argument("--rows", type=int, default=6, help="rows of 16 captions in the grid")
     arguments = parser.parse_args()
@@ -103,6 +104,8 @@ def main() -> None:
         "seconds per picture": round(seconds, 3),
     }
     print(json.dumps(report, indent=2))
+    if arguments.write:
+        arguments.write.write_text(json.dumps(report, indent=2) + "\n")
     if arguments.grid:
         rows = []
         for first in range(0, min(arguments.rows * 16, len(captions) // 16 * 16), 16):

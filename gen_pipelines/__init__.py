@@ -34,6 +34,9 @@ _EXPORTS: dict[str, str] = {
     "ClassifierFreeGuidance": ".pipelines.guidance",
     "LatentTextToImagePipeline": ".pipelines.latent_text_to_image",
     "AutoPipeline": ".pipelines.auto",
+    "AutoencoderObjective": ".training.objectives.autoencoder",
+    "DenoisingObjective": ".training.objectives.denoising",
+    "Trainer": ".training.trainer",
 }
 
 # diffusers looks for these on the library recorded in model_index.json when it decides how a component is loaded

@@ -218,6 +218,7 @@ def encode_text(
     prompts: Sequence[str],
     device: torch.device | str | None = None,
     max_length: int | None = None,
+    warn: bool = True,
 ) -> TextCondition:
     """Encodes captions the way Stable Diffusion does: every caption padded to one length, nothing masked inside a CLIP encoder.
 
@@ -228,6 +229,7 @@ def encode_text(
         prompts: B captions.
         device: where the tokens go; the encoder's own device by default.
         max_length: tokens per caption; `tokenizer.model_max_length` by default. What is longer is cut, with a warning that names it.
+        warn: False cuts without a word (in training, where captions are spoilt on purpose).
     Returns: embeds (B, L, D), mask (B, L) and, where the encoder has one, the pooled vector (B, P).
     Raises:
         ValueError: the tokenizer knows no maximal length and none was given.
@@ -243,7 +245,7 @@ def encode_text(
         )
     device = device if device is not None else next(text_encoder.parameters()).device
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="pt")
-    if bool(tokens.attention_mask[:, -1].any()):  # only a caption that fills its row can have been cut
+    if warn and bool(tokens.attention_mask[:, -1].any()):  # only a caption that fills its row can have been cut
         _warn_of_truncation(tokenizer, prompts, length)
     mask = tokens.attention_mask.to(device)
     is_clip = type(text_encoder.config).__name__.startswith("CLIP") or "clip" in getattr(text_encoder.config, "model_type", "")

@@ -92,6 +92,11 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors[-3000:]
 
 
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # waits, and closes the pipe
+
+
 SLOW_SAVE = RUN.replace(
     "train(",
     """
@@ -121,8 +126,7 @@ def test_sigkill_at_a_random_step_and_during_a_save(tmp_path, shapes, tiny_vae):
         assert first.poll() is None
         time.sleep(0.01)
     time.sleep(int.from_bytes(os.urandom(1), "big") / 255 * 0.2)  # a random moment within the next steps
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    kill(first)
     after_first = [path.name for path in checkpoints(killed / "checkpoints")]
 
     if "step-00000006" not in after_first and not any(name > "step-00000006" for name in after_first):
@@ -130,8 +134,7 @@ def test_sigkill_at_a_random_step_and_during_a_save(tmp_path, shapes, tiny_vae):
         while not Path(f"{killed}.saving").exists():
             assert second.poll() is None
             time.sleep(0.01)
-        second.send_signal(signal.SIGKILL)
-        second.wait()
+        kill(second)
         assert [path for path in (killed / "checkpoints").iterdir() if path.name.startswith(".writing-")]  # it was in the middle
         assert "step-00000006" not in [path.name for path in checkpoints(killed / "checkpoints")]
 

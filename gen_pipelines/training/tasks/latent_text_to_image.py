@@ -139,7 +139,7 @@ class LatentTextToImageTask:
         seeds = [seed_of(self.recipe.seed, "augmentation", row, draw) for row, draw in zip(batch["row"], batch["draw"], strict=True)]
         captions = [self.noise(caption, seed) for caption, seed in zip(batch["text"], seeds, strict=True)]
         text_encoder = networks.get("text_encoder", self.text_encoder.to(x_0.device))
-        condition = encode_text(self.tokenizer, text_encoder, captions, device=x_0.device)
+        condition = encode_text(self.tokenizer, text_encoder, captions, device=x_0.device, warn=False)
         return self.objective(partial(predict, networks["denoiser"]), x_0, condition=condition, generator=generator)
 
     def pipeline(self, networks: dict[str, nn.Module]) -> Any:
