@@ -33,6 +33,7 @@ EXTRAS["dev"] = EXTRAS["all"] + [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",  # pinned: its formatting may change between minor versions
+    "torchsde>=0.2.6",  # diffusers' SDE schedulers, which are tested beside ours, need it
     "setuptools>=77",  # a test reads what setup.py hands to it
 ]
 
