@@ -20,8 +20,11 @@ from gen_pipelines.schedulers import (
     UniPCScheduler,
 )  # fmt: skip
 
-# diffusers' Euler turns tensors to numpy arrays in a way that numpy 2 warns of
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.parity,
+    # diffusers' Euler turns tensors to numpy arrays in a way that numpy 2 warns of
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 START = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
