@@ -1,0 +1,1 @@
+"""Features, FID, KID, precision and recall, comparison of families. Empty so far."""
