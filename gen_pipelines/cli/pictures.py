@@ -7,10 +7,11 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gen_pipelines.hub import saving
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,16 +53,12 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         OSError: the folder, or the nearest of its parents that exists, is a file or takes no files.
     """
-    existing = Path(folder).absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise NotADirectoryError(f"--out {folder}: {existing} is a file; name a folder, or a .png file in one")
     try:
-        with tempfile.TemporaryFile(dir=existing):  # os.access is wrong for root, and on read-only and network file systems
-            pass
+        saving.check_writable(folder)
+    except NotADirectoryError as error:
+        raise NotADirectoryError(f"--out {folder}: {error.filename} is a file; name a folder, or a .png file in one") from None
     except OSError as error:
-        raise type(error)(f"--out {folder}: cannot write to {existing} ({error.strerror}); name another folder") from error
+        raise type(error)(f"--out {folder}: cannot write to {error.filename} ({error.strerror}); name another folder") from error
 
 
 @contextlib.contextmanager

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_writable(folder: str | Path) -> None:
+    """Find out, by writing, whether a folder takes files, without creating it.
+
+    Raises:
+        OSError: the folder, or the nearest of its parents that exists (the error's `filename`), is a file or takes no files.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    try:  # os.access is wrong for root, and on read-only and network file systems
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(existing)) from error
 
 
 @contextmanager

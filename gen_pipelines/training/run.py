@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..hub.saving import check_writable
 from .config import load_recipe, to_dict
 from .state import checkpoints
 
@@ -64,12 +64,8 @@ def train(
 
 
 def _check_writable(folder: Path) -> None:
-    existing = folder.absolute()
-    while not existing.exists():  # the folder itself is made when there is something to write
-        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise ValueError(f"output folder {folder}: cannot be written ({error.strerror or error}); choose another --output-dir.") from None
 
