@@ -95,6 +95,8 @@ class LoopConfig:
         channels_last, gradient_checkpointing: memory layout of convolutional networks; recompute activations instead of keeping them.
         attention: "auto" leaves the kernel to torch; "math" takes plain matrix products, whose backward is several times faster on a CPU
             for short sequences.
+        find_unused_parameters: with several processes, look in every step for parameters that the loss did not reach (a network with a
+            branch that some batches skip). Costs a walk over the graph.
     """
 
     steps: int
@@ -110,6 +112,7 @@ class LoopConfig:
     channels_last: bool = False
     gradient_checkpointing: bool = False
     attention: str = "auto"
+    find_unused_parameters: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints"):

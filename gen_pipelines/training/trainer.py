@@ -74,7 +74,7 @@ class Trainer:
         draw_samples: Callable[[dict[str, nn.Module]], Any] | None = None,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import ProjectConfiguration, set_seed
+        from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
         self.output_dir, self.draw_samples = Path(output_dir), draw_samples
@@ -83,6 +83,7 @@ class Trainer:
             mixed_precision=self.loop.mixed_precision,
             log_with=self.loop.log_with,
             project_config=ProjectConfiguration(project_dir=str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.loop.find_unused_parameters)],
         )
         _check_launch(self.accelerator, self.loop.log_with)
         set_seed(recipe.seed, device_specific=True)  # dropout inside networks; everything else has generators of its own
@@ -179,7 +180,7 @@ class Trainer:
     def _update(self, phase: Phase, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
         accumulate = self.loop.gradient_accumulation_steps
-        total: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}  # per number to watch: (its sum, over how many samples)
         self._switch(phase)
         for micro in range(accumulate):
             batch = next(batches)
@@ -193,13 +194,14 @@ class Trainer:
                 self._check_finite(per_sample, batch, phase)
                 self.accelerator.backward(loss / accumulate)
             self.micro_steps += 1
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                total[name] = total.get(name, 0) + value.detach().float().mean() / accumulate
+            for name, value in {"loss": per_sample, **metrics}.items():
+                sums[name] = sums.get(name, 0) + _sum_and_count(value.detach().float())
         if self.loop.max_grad_norm:
             parameters = [p for name in phase.networks for p in self._trainable[name]]
-            total["grad_norm"] = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.loop.max_grad_norm))
+            norm = torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.loop.max_grad_norm))
+            sums["grad_norm"] = _sum_and_count(norm)
             # fp16's scaler meets overflows by design and skips those updates itself
-            if self.accelerator.scaler is None and not math.isfinite(total["grad_norm"].item()):
+            if self.accelerator.scaler is None and not math.isfinite(norm.item()):
                 self._stop(f"step {self.step + 1}, phase {phase.name!r}: the losses are finite and their gradient is not")
         optimizer.step()
         optimizer.zero_grad()
@@ -210,9 +212,9 @@ class Trainer:
         prefix = "" if len(self.phases) == 1 else f"{phase.name}/"
         if not (self.loop.log_with or self.loop.log_every and (self.step + 1) % self.loop.log_every == 0):
             return {}
-        names = sorted(total)
-        values = self.accelerator.reduce(torch.stack([total[name].to(self.accelerator.device) for name in names]), reduction="mean")
-        return {prefix + name: value for name, value in zip(names, values.tolist(), strict=True)}
+        names = sorted(sums)
+        table = self.accelerator.reduce(torch.stack([sums[name].to(self.accelerator.device) for name in names]), reduction="sum")
+        return {prefix + name: total / count for name, (total, count) in zip(names, table.tolist(), strict=True) if count}
 
     def _attention(self) -> contextlib.AbstractContextManager:
         if self.loop.attention == "auto":
@@ -333,7 +335,8 @@ class Trainer:
         return self.step
 
     def _compare(self, about: dict[str, Any], path: Path) -> None:
-        free = {f"loop.{key}" for key in ("steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "log_with")}
+        free = ("steps", "checkpoint_every", "keep_checkpoints", "sample_every", "log_every", "log_with", "find_unused_parameters")
+        free = {f"loop.{key}" for key in free}
         mine, theirs = _flat(json.loads(json.dumps(to_dict(self.recipe)))), _flat(about["recipe"])
         different = sorted(
             key
@@ -373,6 +376,11 @@ class Trainer:
         side = path.with_name(".log.jsonl")
         side.write_text("".join(json.dumps(entry) + "\n" for entry in self._log))
         os.replace(side, path)
+
+
+def _sum_and_count(value: Tensor) -> Tensor:
+    """(sum, number) of the values that are not NaN, shape (2,)."""
+    return torch.stack([value.nansum(), (~value.isnan()).sum().to(value.dtype)])
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

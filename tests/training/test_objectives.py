@@ -92,6 +92,16 @@ def test_flow_matching_is_the_papers_formula():
     assert_close(loss, (0.3 * x_t - (eps - x_0)).square().flatten(1).mean(1))
 
 
+def test_the_loss_at_low_and_at_high_noise_are_the_loss():
+    p = Parameterization(PATHS["linear"](), "flow_prediction")
+    output = DenoisingObjective(p)(lambda x, t, condition: 0.3 * x, torch.randn(8, 3), generator=generators(8))
+    low, high = output.metrics["loss_low_noise"], output.metrics["loss_high_noise"]
+    noisy = uniform((8, 1), generators(8))[:, 0] > 0.5
+    assert 0 < noisy.sum() < 8
+    assert torch.equal(low.isnan(), noisy) and torch.equal(high.isnan(), ~noisy)
+    assert_close(torch.where(noisy, high, low), output.per_sample)
+
+
 def test_ddpm_draws_every_index_and_no_other():
     p = NETWORKS["ddpm"]
     t = Uniform()(torch.arange(1000, dtype=torch.float64) / 1000 + 5e-4, p)

@@ -257,6 +257,22 @@ def test_several_phases_train_their_own_networks_and_frozen_parameters_stay(tmp_
     assert trainer.averages["two"].updates == 2
 
 
+def test_a_number_that_some_samples_lack_is_averaged_over_the_others(tmp_path):
+    """NaN says that a sample has no such number: in a micro-batch without any, it must not count as zero."""
+    loop = {"steps": 1, "batch_size": 4, "gradient_accumulation_steps": 2, "log_every": 1}
+    recipe = build(Recipe, {"task": "t", "data": {"name": "x"}, "loop": loop}, "test")
+
+    def losses(networks, batch, phase, generator):
+        value = batch["latents"][:, 0]
+        metrics = {"large": value.masked_fill(value < 2, torch.nan), "none": torch.full_like(value, torch.nan)}
+        return ObjectiveOutput(networks["one"](batch["latents"]).square().mean(1), metrics)
+
+    data = LatentData(torch.tensor([[0.0, 0], [1, 0], [2, 0], [3, 0]]), None, range(4))
+    Trainer(recipe, {"one": torch.nn.Linear(2, 2)}, losses, (Phase("only", ("one",)),), data, tmp_path).train()
+    entry = json.loads((tmp_path / "log.jsonl").read_text())
+    assert entry["large"] == 2.5 and "none" not in entry and entry["loss"] > 0
+
+
 def test_split_weights_are_refused(tmp_path, monkeypatch):
     from types import SimpleNamespace
 

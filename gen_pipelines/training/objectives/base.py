@@ -7,7 +7,13 @@ from torch import Tensor
 
 @dataclass
 class ObjectiveOutput:
-    """`per_sample`: the losses, shape (B,). `metrics`: detached numbers to watch, shape (B,) or scalars, averaged by the trainer."""
+    """What one batch gives.
+
+    Attributes:
+        per_sample: the losses, shape (B,).
+        metrics: detached numbers to watch, scalars or one per sample (B,). The trainer averages each over the samples of a step, those that
+            are NaN left out: NaN says that a sample has no such number (the loss at high noise of a sample that got little).
+    """
 
     per_sample: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)

@@ -70,7 +70,7 @@ class DenoisingObjective:
             x_0: clean data, shape (B, *event).
             condition: passed through to `model`.
             generator: one, or one per sample; a sample draws its time first, then its noise.
-        Returns: losses of shape (B,); metrics `loss_low_noise` and `loss_high_noise` split them at lambda = 0.
+        Returns: losses of shape (B,); metrics `loss_low_noise` and `loss_high_noise` split them at lambda = 0, NaN on the other side.
         """
         parameterization, path = self.parameterization, self.parameterization.path
         u = uniform((len(x_0), 1), generator, x_0.device)[:, 0]                                       # (B,)
@@ -87,8 +87,8 @@ class DenoisingObjective:
         noisy = (path.lambda_(t) < 0).to(error.device)
         detached = per_sample.detach()
         metrics = {
-            "loss_low_noise": detached[~noisy].mean() if (~noisy).any() else detached.new_zeros(()),
-            "loss_high_noise": detached[noisy].mean() if noisy.any() else detached.new_zeros(()),
+            "loss_low_noise": detached.masked_fill(noisy, torch.nan),
+            "loss_high_noise": detached.masked_fill(~noisy, torch.nan),
         }
         return ObjectiveOutput(per_sample, metrics)
 

@@ -13,16 +13,21 @@ from ...processes import Parameterization
 _EDGE = 1e-6  # keeps the quantile functions finite: float32 uniforms reach 0
 
 
+def _wide(u: Tensor) -> Tensor:
+    """float64, or float32 on MPS, which has nothing wider."""
+    return u.float() if u.device.type == "mps" else u.double()
+
+
 def _probit(u: Tensor) -> Tensor:
     """The quantile function of the standard normal."""
-    return math.sqrt(2) * torch.erfinv(2 * u.double().clamp(_EDGE, 1 - _EDGE) - 1)
+    return math.sqrt(2) * torch.erfinv(2 * _wide(u).clamp(_EDGE, 1 - _EDGE) - 1)
 
 
 def _to_range(fraction: Tensor, parameterization: Parameterization) -> Tensor:
     """A fraction of the trained range as native time, data end first; whole indices on a discrete path, log-scaled sigma on VE and EDM."""
     low, high = parameterization.trained_t_range
     path = parameterization.path
-    fraction = fraction.double()
+    fraction = _wide(fraction)
     if path.name == "discrete_vp":
         return (low + fraction * (high - low + 1)).floor().clamp(max=high)
     if path.name in ("ve", "edm"):
@@ -65,7 +70,7 @@ class Mode:
     scale: float = 1.29
 
     def __call__(self, u: Tensor, parameterization: Parameterization) -> Tensor:
-        u = u.double()
+        u = _wide(u)
         return _to_range(1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u), parameterization)
 
 
@@ -77,7 +82,7 @@ class CosMap:
     """
 
     def __call__(self, u: Tensor, parameterization: Parameterization) -> Tensor:
-        return _to_range(1 - 1 / (torch.tan(math.pi / 2 * u.double()) + 1), parameterization)
+        return _to_range(1 - 1 / (torch.tan(math.pi / 2 * _wide(u)) + 1), parameterization)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class UniformLambda:
         low, high = parameterization.trained_lambda_range
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"UniformLambda: the trained lambdas are ({low}, {high}); give the parameterization a finite lambda_range.")
-        return parameterization.path.t_from_lambda(high - u.double() * (high - low))
+        return parameterization.path.t_from_lambda(high - _wide(u) * (high - low))
 
 
 TIME_DENSITIES = {
