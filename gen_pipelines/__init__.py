@@ -30,6 +30,7 @@ _EXPORTS: dict[str, str] = {
     "UniPCScheduler": ".schedulers",
     "fast_cpu_matmul": ".models.cpu_matmul",
     "GenerativeModel": ".models.base",
+    "LikelihoodResult": ".likelihood",
     "GenerativePipeline": ".pipelines.base",
     "ClassifierFreeGuidance": ".pipelines.guidance",
     "LatentTextToImagePipeline": ".pipelines.latent_text_to_image",

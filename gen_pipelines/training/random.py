@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from ..processes.random import Generators, normal, uniform
+
+__all__ = ["STREAMS", "Generators", "normal", "sample_generators", "seed_of", "uniform"]
 
 STREAMS = ("permutation", "augmentation", "objective", "sampling", "caching")
 
@@ -24,22 +25,3 @@ def seed_of(seed: int, stream: str, *counters: int) -> int:
 def sample_generators(seed: int, stream: str, rows: Sequence[int], draws: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per sample. `rows`: places in the data set; `draws`: how often each row has been drawn before."""
     return [torch.Generator().manual_seed(seed_of(seed, stream, row, draw)) for row, draw in zip(rows, draws, strict=True)]
-
-
-def normal(shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers, shape (B, *event): with a list of B generators, sample i is drawn from generator i alone."""
-    return _draw(torch.randn, shape, generator, device, dtype)
-
-
-def uniform(shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers on [0, 1), shape (B, *event): with a list of B generators, sample i is drawn from generator i alone."""
-    return _draw(torch.rand, shape, generator, device, dtype)
-
-
-def _draw(draw, shape, generator, device, dtype) -> Tensor:
-    if generator is None or isinstance(generator, torch.Generator):
-        source = generator.device if generator is not None else device
-        return draw(*shape, generator=generator, device=source, dtype=dtype).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: pass one generator, or one per sample.")
-    return torch.stack([draw(*shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]).to(device)
