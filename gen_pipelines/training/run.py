@@ -45,7 +45,8 @@ def train(
     from .trainer import Trainer
 
     task = make_task(recipe)
-    trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples)
+    initialize = getattr(task, "initialize", None)
+    trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples, initialize)
     if resume or inexact_resume:
         step = trainer.resume(inexact=inexact_resume)
         logger.info("continuing from step %d", step)

@@ -49,6 +49,9 @@ class _Step(nn.Module):
 class Trainer:
     """Trains the networks of one task.
 
+    A batch also holds `step`, the number of updates before it. A part of a network that has a method `after_update` is told so after each
+    update of the network's optimiser (a codebook that moves by averages).
+
     Args:
         recipe: the run's settings.
         networks: the trained networks by name; those of a phase are updated by its optimiser.
@@ -58,6 +61,8 @@ class Trainer:
             `prepare`, that is called before the first batch.
         output_dir: where checkpoints, logs and pictures go.
         draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
+        initialize: networks -> None; what a network learns from data before the first step (a codebook, an actnorm), the same on every
+            rank. It is not called in a run that is resumed.
     Raises:
         ValueError: the batch does not divide over ranks and accumulation; the data set is smaller than a batch; a tracker is not
             installed; the launcher asks for weights that are split over ranks (FSDP, DeepSpeed).
@@ -72,12 +77,13 @@ class Trainer:
         data: Any,
         output_dir: str | Path,
         draw_samples: Callable[[dict[str, nn.Module]], Any] | None = None,
+        initialize: Callable[[dict[str, nn.Module]], None] | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
-        self.output_dir, self.draw_samples = Path(output_dir), draw_samples
+        self.output_dir, self.draw_samples, self.initialize = Path(output_dir), draw_samples, initialize
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             mixed_precision=self.loop.mixed_precision,
@@ -105,6 +111,7 @@ class Trainer:
         self.averages = {name: Average(network, recipe.ema) for name, network in self.networks.items()} if recipe.ema else {}
         # what a task has frozen inside a network stays frozen; the rest is switched on and off by the phases
         self._trainable = {name: [p for p in network.parameters() if p.requires_grad] for name, network in self.networks.items()}
+        self._told = {name: [m for m in network.modules() if hasattr(m, "after_update")] for name, network in self.networks.items()}
         self.modules, self.optimizers, self.schedules = {}, {}, {}
         for phase in phases:
             self._switch(phase)  # DDP looks at it when it wraps
@@ -135,6 +142,10 @@ class Trainer:
             self.accelerator.init_trackers("gen_pipelines", config={"task": self.recipe.task, "seed": self.recipe.seed})
         if hasattr(self.data, "prepare"):
             self.data.prepare()
+        if self.step == 0 and self.initialize is not None:
+            self.initialize(self.networks)
+            for name, average in self.averages.items():  # they start from what the network starts from
+                average.load(dict(self.networks[name].named_parameters()), 0)
         batches = self._batches()
         bar = tqdm(total=self.loop.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, smoothing=0.05)
         begun = time.monotonic() - self.seconds
@@ -186,6 +197,7 @@ class Trainer:
             batch = next(batches)
             generators = sample_generators(self.recipe.seed, "objective", batch["row"], batch["draw"])
             batch = {key: value.to(self.accelerator.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            batch["step"] = self.step
             last = micro == accumulate - 1
             # the kernel is chosen for the backward pass too: gradient checkpointing runs the forward pass again in it
             with contextlib.nullcontext() if last else self.accelerator.no_sync(module), self._attention():
@@ -207,6 +219,8 @@ class Trainer:
         optimizer.zero_grad()
         self.schedules[phase.name].step()
         for name in phase.networks:
+            for part in self._told[name]:
+                part.after_update()
             if name in self.averages:
                 self.averages[name].update()
         prefix = "" if len(self.phases) == 1 else f"{phase.name}/"
