@@ -19,7 +19,7 @@ from torch import Tensor
 from ..models.calling import TextCondition, encode_text, predict
 from ..models.text_cache import TextCache, cached_text
 from .base import GenerativePipeline
-from .guidance import ClassifierFreeGuidance, Guidance, as_guidance
+from .guidance import ClassifierFreeGuidance, Guidance, as_guidance, evaluation, guided, needed_branches
 
 __all__ = ["DiffusionPipeline", "LatentTextToImagePipeline", "ModelMixin", "SchedulerMixin"]
 
@@ -145,8 +145,6 @@ class LatentTextToImagePipeline(GenerativePipeline):
         # 2. The grid
         device = self._execution_device
         self.set_timesteps(num_inference_steps, timesteps, sigmas, height, width, device)
-        steps = self.scheduler.timesteps
-        self._num_timesteps = len(steps)
 
         try:
             # 3. Encode the captions, once
@@ -161,30 +159,9 @@ class LatentTextToImagePipeline(GenerativePipeline):
             step_options = self.step_options(eta, generator)
 
             # 5. Denoise
-            hooked = getattr(guidance, "hooks_network", False)
-            with (
-                contextlib.nullcontext(TextCache()) if hooked else cached_text(self.denoiser) as cache,
-                self.progress_bar(total=len(steps)) as bar,
-            ):
-                batches: dict[tuple[str, ...], TextCondition] = {}
-                for i, t in enumerate(steps):
-                    if self._interrupt:
-                        break
-                    branches = guidance.branches(i, len(steps), t)
-                    if branches not in batches:
-                        batches[branches] = cache.prepare(TextCondition.cat([conditions[branch] for branch in branches]))
-                    model_input = self.scheduler.scale_model_input(latents, t)  # (B, C, h, w)
-                    if hooked:
-                        outputs = self.predict_one_by_one(guidance, branches, conditions, model_input, t)
-                    else:
-                        outputs = self.predict_together(len(branches), batches[branches], model_input, t)
-                    output = guidance.combine(outputs)  # (B, C', h, w)
-                    latents = self.scheduler.step(output, t, latents, **step_options, return_dict=False)[0]  # (B, C, h, w)
-                    if callback_on_step_end is not None:
-                        latents, conditions, guidance = self.call_back(
-                            callback_on_step_end, callback_on_step_end_tensor_inputs, i, t, latents, conditions, guidance, batches
-                        )
-                    bar.update()
+            latents = self.denoise(
+                latents, conditions, guidance, step_options, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )  # (B, C, h, w)
 
             # 6. Decode, and say so if something went wrong
             images = latents if output_type == "latent" else self.decode_latents(latents)  # (B, 3, H, W)
@@ -411,7 +388,62 @@ class LatentTextToImagePipeline(GenerativePipeline):
         generator = list(generator) if isinstance(generator, tuple) else generator
         return {name: value for name, value in (("eta", eta), ("generator", generator)) if name in known}
 
-    # --------------------------------------------------------------------------------------------------------------------- 5. one step
+    # --------------------------------------------------------------------------------------------------------------------- 5. the loop
+
+    def denoise(
+        self,
+        latents: Tensor,
+        conditions: dict[str, TextCondition],
+        guidance: Guidance,
+        step_options: dict[str, Any],
+        callback: Callable[..., dict[str, Tensor] | None] | None = None,
+        callback_names: Sequence[str] = ("latents",),
+        positions: Sequence[int] | None = None,
+        beside: Tensor | None = None,
+        after_step: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Runs the loop over the scheduler's timesteps.
+
+        Args:
+            latents: the state at the first of them, (B, C, h, w), float32.
+            positions: which of `scheduler.timesteps` to run, in this order; all of them by default.
+            beside: further channels of the network's input, (B, C', h, w).
+            after_step: called as f(n, latents) after the step at `positions[n]`; what it returns takes the place of the latents.
+        Returns: (B, C, h, w), float32.
+        """
+        steps = self.scheduler.timesteps
+        positions = range(len(steps)) if positions is None else positions
+        first = positions[0] if len(positions) else 0
+        self._num_timesteps = len(positions)
+        hooked = getattr(guidance, "hooks_network", False)
+        with (
+            contextlib.nullcontext(TextCache()) if hooked else cached_text(self.denoiser) as cache,
+            self.progress_bar(total=len(positions)) as bar,
+        ):
+            batches: dict[tuple[str, ...], TextCondition] = {}
+            for n, position in enumerate(positions):
+                if self._interrupt:
+                    break
+                t = steps[position]
+                at = evaluation(self.scheduler, latents, t, position - first, len(steps) - first)
+                branches = needed_branches(guidance, at)
+                if branches not in batches:
+                    batches[branches] = cache.prepare(TextCondition.cat([conditions[branch] for branch in branches]))
+                model_input = self.scheduler.scale_model_input(latents, t)  # (B, C, h, w)
+                if beside is not None:
+                    model_input = torch.cat([model_input, beside], dim=1)
+                if hooked:
+                    outputs = self.predict_one_by_one(guidance, branches, conditions, model_input, t)
+                else:
+                    outputs = self.predict_together(len(branches), batches[branches], model_input, t)
+                output = guided(guidance, outputs, branches, at)  # (B, C', h, w)
+                latents = self.scheduler.step(output, t, latents, **step_options, return_dict=False)[0]  # (B, C, h, w)
+                if after_step is not None:
+                    latents = after_step(n, latents)
+                if callback is not None:
+                    latents, conditions, guidance = self.call_back(callback, callback_names, n, t, latents, conditions, guidance, batches)
+                bar.update()
+        return latents
 
     def predict_together(self, branches: int, condition: TextCondition, x: Tensor, t: Tensor) -> list[Tensor]:
         """All branches in one batch of the network; float32, each (B, C', h, w)."""

@@ -408,6 +408,17 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         return self._sigmas
 
     @property
+    def starts(self) -> list[int]:
+        """The positions of `timesteps` where a loop may begin (image-to-image), one per step, noise first."""
+        return [i for i, stage in enumerate(self._need_timesteps("starts")) if stage.first]
+
+    def at(self, timestep: float | Tensor) -> tuple[Level, Affine]:
+        """The level of the state at an element of `timesteps`, and x_0 and eps there as linear maps of the state and the network's output
+        (without the limits of x_0); it reads no tensor."""
+        i = self._position(timestep, "at")
+        return self._stages[i].here, self._affine[i]
+
+    @property
     def init_noise_sigma(self) -> float:
         """What unit noise is multiplied by to start: 1 on variance-preserving and linear paths, the first sigma on the others."""
         path = self.parameterization.path

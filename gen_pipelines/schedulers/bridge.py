@@ -747,6 +747,11 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
                 )
 
     @property
+    def starts(self) -> list[int]:
+        """The positions of `timesteps` where a loop may begin: all but those in the middle of a step, or the first alone."""
+        return super().starts[:1] if self._hosting.from_the_start else super().starts
+
+    @property
     def init_noise_sigma(self) -> float:
         """What unit noise is multiplied by to start: as the hosted scheduler starts, in the network's coordinates."""
         if self._stages is None:
