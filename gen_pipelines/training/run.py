@@ -45,8 +45,8 @@ def train(
     from .trainer import Trainer
 
     task = make_task(recipe)
-    initialize = getattr(task, "initialize", None)
-    trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples, initialize)
+    hooks = {name: getattr(task, name, None) for name in ("initialize", "after_update")}
+    trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples, **hooks)
     if resume or inexact_resume:
         step = trainer.resume(inexact=inexact_resume)
         logger.info("continuing from step %d", step)

@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .averages import Average
-from .config import Recipe, to_dict
+from .config import OptimizerConfig, Recipe, to_dict
 from .data import EndlessBatches, collate, stream_batches
 from .objectives.base import ObjectiveOutput, Phase
 from .random import Generators, sample_generators
@@ -63,6 +64,7 @@ class Trainer:
         draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
         initialize: networks -> None; what a network learns from data before the first step (a codebook, an actnorm), the same on every
             rank. It is not called in a run that is resumed.
+        after_update: (networks, phase name); called on every rank after an update (weight clipping, an augmentation's strength).
     Raises:
         ValueError: the batch does not divide over ranks and accumulation; the data set is smaller than a batch; a tracker is not
             installed; the launcher asks for weights that are split over ranks (FSDP, DeepSpeed).
@@ -78,18 +80,23 @@ class Trainer:
         output_dir: str | Path,
         draw_samples: Callable[[dict[str, nn.Module]], Any] | None = None,
         initialize: Callable[[dict[str, nn.Module]], None] | None = None,
+        after_update: Callable[[dict[str, nn.Module], str], None] | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
-        self.output_dir, self.draw_samples, self.initialize = Path(output_dir), draw_samples, initialize
+        self.output_dir, self.draw_samples = Path(output_dir), draw_samples
+        self.initialize, self.after_update = initialize, after_update
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             mixed_precision=self.loop.mixed_precision,
             log_with=self.loop.log_with,
             project_config=ProjectConfiguration(project_dir=str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=self.loop.find_unused_parameters)],
+            # buffers are equal on all ranks by what is reduced into them; a broadcast between two forward passes would change them
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=self.loop.find_unused_parameters)
+            ],
         )
         _check_launch(self.accelerator, self.loop.log_with)
         set_seed(recipe.seed, device_specific=True)  # dropout inside networks; everything else has generators of its own
@@ -115,10 +122,13 @@ class Trainer:
         self.modules, self.optimizers, self.schedules = {}, {}, {}
         for phase in phases:
             self._switch(phase)  # DDP looks at it when it wraps
-            optimizer = _optimizer([p for name in phase.networks for p in self._trainable[name]], recipe)
-            module = _Step(self.networks, losses)
-            self.modules[phase.name], self.optimizers[phase.name] = self.accelerator.prepare(module, optimizer)
-            self.schedules[phase.name] = _schedule(optimizer, recipe)
+            self.modules[phase.name] = self.accelerator.prepare(_Step(self.networks, losses))
+            if phase.optimizer is not None:
+                continue
+            settings = replace(recipe.optimizer, **phase.settings)
+            optimizer = _optimizer([p for name in phase.networks for p in self._trainable[name]], settings)
+            self.optimizers[phase.name] = self.accelerator.prepare(optimizer)
+            self.schedules[phase.name] = _schedule(optimizer, settings, recipe.loop.steps)
         if recipe.loop.gradient_checkpointing:
             for network in self.networks.values():
                 _checkpoint_gradients(network)
@@ -163,8 +173,8 @@ class Trainer:
 
     def _run(self, batches: Iterator[dict[str, Any]], bar: Any, begun: float) -> None:
         main = self.accelerator.is_main_process
+        metrics: dict[str, float] = {}  # the newest of every phase: one that runs seldom is seen in between too
         while self.step < self.loop.steps:
-            metrics: dict[str, float] = {}
             for phase in self.phases:
                 if self.step % phase.interval == 0:
                     for _ in range(phase.repeats):
@@ -189,7 +199,8 @@ class Trainer:
                 parameter.requires_grad_(name in phase.networks)
 
     def _update(self, phase: Phase, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-        module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
+        owner = phase.optimizer or phase.name
+        module, optimizer = self.modules[phase.name], self.optimizers[owner]
         accumulate = self.loop.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}  # per number to watch: (its sum, over how many samples)
         self._switch(phase)
@@ -217,14 +228,20 @@ class Trainer:
                 self._stop(f"step {self.step + 1}, phase {phase.name!r}: the losses are finite and their gradient is not")
         optimizer.step()
         optimizer.zero_grad()
-        self.schedules[phase.name].step()
+        if phase.optimizer is None:
+            self.schedules[owner].step()
         for name in phase.networks:
             for part in self._told[name]:
                 part.after_update()
-            if name in self.averages:
-                self.averages[name].update()
+        if self.after_update is not None:
+            self.after_update(self.networks, phase.name)
+        if phase.optimizer is None:
+            for name in phase.networks:
+                if name in self.averages:
+                    self.averages[name].update()
         prefix = "" if len(self.phases) == 1 else f"{phase.name}/"
-        if not (self.loop.log_with or self.loop.log_every and (self.step + 1) % self.loop.log_every == 0):
+        looked_at = self.loop.log_with or self.loop.log_every and (self.step + 1) % self.loop.log_every == 0
+        if not looked_at and phase.interval == 1:
             return {}
         names = sorted(sums)
         table = self.accelerator.reduce(torch.stack([sums[name].to(self.accelerator.device) for name in names]), reduction="sum")
@@ -430,9 +447,8 @@ def _checkpoint_gradients(network: nn.Module) -> None:
             return
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], settings: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW; no weight decay on parameters of one dimension (biases and gains)."""
-    settings = recipe.optimizer
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -442,8 +458,7 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LambdaLR:
-    settings, steps = recipe.optimizer, recipe.loop.steps
+def _schedule(optimizer: torch.optim.Optimizer, settings: OptimizerConfig, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     shapes = {
         "constant": lambda x: 1.0,
         "linear": lambda x: 1.0 - x,

@@ -257,6 +257,31 @@ def test_several_phases_train_their_own_networks_and_frozen_parameters_stay(tmp_
     assert trainer.averages["two"].updates == 2
 
 
+def test_a_lazy_phase_shares_an_optimiser_and_settings_are_its_owners(tmp_path):
+    """A regulariser that runs in every second step continues the moments of the phase whose network it regularises."""
+    loop = {"steps": 3, "batch_size": 2, "max_grad_norm": None}
+    recipe = build(Recipe, {"task": "t", "data": {"name": "x"}, "loop": loop, "optimizer": {"learning_rate": 0.1}}, "test")
+    networks, clipped = {name: torch.nn.Linear(2, 2) for name in ("one", "two")}, []
+
+    def losses(networks, batch, phase, generator):
+        return ObjectiveOutput(networks["one"](batch["latents"]).square().mean(1) + networks["two"](batch["latents"]).square().mean(1))
+
+    phases = (
+        Phase("one", ("one",), settings={"learning_rate": 0.01, "betas": (0.0, 0.99)}),
+        Phase("two", ("two",)),
+        Phase("penalty", ("one",), interval=2, optimizer="one"),
+    )
+    data = LatentData(torch.randn(4, 2), None, range(4))
+    trainer = Trainer(recipe, networks, losses, phases, data, tmp_path, after_update=lambda networks, phase: clipped.append(phase))
+    trainer.train()
+    assert clipped == ["one", "two", "penalty", "one", "two", "one", "two", "penalty"]
+    steps = {name: {int(state["step"]) for state in trainer.optimizers[name].state_dict()["state"].values()} for name in ("one", "two")}
+    assert steps == {"one": {5}, "two": {3}} and set(trainer.optimizers) == {"one", "two"}
+    group = trainer.optimizers["one"].param_groups[0]
+    assert group["lr"] == 0.01 and tuple(group["betas"]) == (0.0, 0.99) and trainer.optimizers["two"].param_groups[0]["lr"] == 0.1
+    assert trainer.averages["one"].updates == 3
+
+
 def test_a_number_that_some_samples_lack_is_averaged_over_the_others(tmp_path):
     """NaN says that a sample has no such number: in a micro-batch without any, it must not count as zero."""
     loop = {"steps": 1, "batch_size": 4, "gradient_accumulation_steps": 2, "log_every": 1}

@@ -1,6 +1,8 @@
 """What an objective is: a callable from (networks, batch) to one loss per sample. It knows no devices, optimisers or logs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -21,16 +23,20 @@ class ObjectiveOutput:
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimiser of an objective.
+    """One kind of update of an objective; phases run in their order, each on fresh batches.
 
     Attributes:
         name: what the phase is called in logs and checkpoints.
         networks: names of the networks whose parameters it updates.
         interval: it runs in every `interval`-th step (lazy regularisation).
-        repeats: how often it runs in such a step, on fresh batches (n_critic).
+        repeats: how often it runs in such a step (n_critic).
+        optimizer: the phase before it whose optimiser, moments included, it shares; one of its own by default.
+        settings: what differs from the recipe's `optimizer` for the optimiser of this phase, by the keys of `OptimizerConfig`.
     """
 
     name: str
     networks: tuple[str, ...]
     interval: int = 1
     repeats: int = 1
+    optimizer: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)

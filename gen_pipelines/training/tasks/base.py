@@ -16,7 +16,7 @@ from ..random import Generators
 
 
 class Task(Protocol):
-    """One thing that a recipe can train. It may have a method `initialize(networks)`: see `Trainer`."""
+    """One thing that a recipe can train. It may have methods `initialize(networks)` and `after_update(networks, phase)`: see `Trainer`."""
 
     networks: dict[str, nn.Module]
     phases: tuple[Phase, ...]
