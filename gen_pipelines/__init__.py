@@ -30,6 +30,8 @@ _EXPORTS: dict[str, str] = {
     "UniPCScheduler": ".schedulers",
     "fast_cpu_matmul": ".models.cpu_matmul",
     "GenerativeModel": ".models.base",
+    "OpenCLIPTextEncoder": ".models.text_encoders.open_clip",
+    "OpenCLIPTokenizer": ".models.text_encoders.open_clip",
     "LikelihoodResult": ".likelihood",
     "GenerativePipeline": ".pipelines.base",
     "ClassifierFreeGuidance": ".pipelines.guidance",
@@ -50,6 +52,7 @@ _REEXPORTS: dict[str, str] = {
     "DiffusionPipeline": "diffusers",
     "PreTrainedModel": "transformers",
     "PreTrainedTokenizer": "transformers",
+    "PreTrainedTokenizerFast": "transformers",
 }
 
 __all__ = ["__version__", *_EXPORTS]
