@@ -7,6 +7,7 @@ A network's `forward` names its inputs after its family (`encoder_hidden_states`
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,13 +27,16 @@ class TextCondition:
         mask: True where a token is text and False where it is padding, shape (B, L); or the same as a bias of 0 and -10000 that attention
             adds, shape (B, 1, L); or None where the network takes no mask.
         pooled: one vector per caption, shape (B, P), or None.
-        size: height and width of the picture in pixels, shape (B, 2), or None. Only networks trained with it look at it.
+        size: height and width of the picture in pixels, shape (B, 2), or None. Only networks trained with it look at it. Stable Diffusion
+            XL knows six numbers, shape (B, 6): height and width of the original, top and left of the crop, height and width of the target.
+        guidance: the guidance scale s of uncond + s (cond - uncond) that a distilled network is told, shape (B,), float32, or None.
     """
 
     embeds: Tensor
     mask: Tensor | None = None
     pooled: Tensor | None = None
     size: Tensor | None = None
+    guidance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -42,8 +46,9 @@ class TextCondition:
         return replace(self, **{f.name: function(v) for f in fields(self) if (v := getattr(self, f.name)) is not None})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextCondition:
-        """Moves every tensor to `device` and casts the floating point ones to `dtype`."""
-        return self.map(lambda v: v.to(device=device, dtype=dtype if v.is_floating_point() else None))
+        """Moves every tensor to `device` and casts the floating point ones to `dtype`, all but `guidance`, which is embedded in float32."""
+        moved = self.map(lambda v: v.to(device=device, dtype=dtype if v.is_floating_point() else None))
+        return moved if self.guidance is None else replace(moved, guidance=self.guidance.to(device))
 
     def repeat(self, count: int) -> TextCondition:
         """Every caption `count` times in a row: (B, ...) -> (B * count, ...)."""
@@ -117,7 +122,34 @@ def _unet_2d(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condit
 def _unet_2d_condition(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
     # Stable Diffusion's networks were trained to attend to the padding too, so they get no mask
     text = _text("UNet2DConditionModel", condition)
-    return network(x, t, encoder_hidden_states=text.embeds, return_dict=False)[0]
+    options: dict[str, Any] = {}
+    if inner.config.get("addition_embed_type") == "text_time":
+        if text.pooled is None or text.size is None:
+            raise ValueError(
+                "this UNet2DConditionModel (Stable Diffusion XL) is told a pooled caption and picture sizes: set TextCondition.pooled, "
+                "(B, P), and TextCondition.size, (B, 2) or (B, 6)."
+            )
+        options["added_cond_kwargs"] = {"text_embeds": text.pooled, "time_ids": _six_sizes(text.size)}
+    if (width := inner.config.get("time_cond_proj_dim")) is not None and text.guidance is not None:
+        options["timestep_cond"] = guidance_embedding(text.guidance, width).to(x.dtype)
+    return network(x, t, encoder_hidden_states=text.embeds, **options, return_dict=False)[0]
+
+
+def _six_sizes(size: Tensor) -> Tensor:
+    """The six numbers of Stable Diffusion XL, (B, 6), from a picture that was neither scaled nor cropped, (B, 2), or from themselves."""
+    return size if size.shape[1] == 6 else torch.cat([size, torch.zeros_like(size), size], dim=1)
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Sines and cosines of 1000 w, w = s - 1, at `width` / 2 frequencies from 1 down to 1 / 10000: (B,) -> (B, width).
+
+    References: Luo et al. 2023 (latent consistency models), section 4.2, https://arxiv.org/abs/2310.04378
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=scale.device, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = (scale.float() - 1)[:, None] * 1000.0 * frequencies  # (B, width / 2)
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return embedding if width % 2 == 0 else torch.nn.functional.pad(embedding, (0, 1))
 
 
 def _pixart(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
@@ -156,6 +188,43 @@ def _sd3(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition 
     )[0]
 
 
+def _flux(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
+    text = _text("FluxTransformer2DModel", condition)
+    if text.pooled is None:
+        raise ValueError("FluxTransformer2DModel needs TextCondition.pooled, one vector per caption of shape (B, P).")
+    if inner.config.guidance_embeds and text.guidance is None:
+        raise ValueError("this FluxTransformer2DModel is told its guidance scale (guidance_embeds=True): set TextCondition.guidance, (B,).")
+    height, width = x.shape[2] // FLUX_PATCH, x.shape[3] // FLUX_PATCH
+    rows, columns = torch.meshgrid(torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij")
+    places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).to(x.dtype)  # (h w, 3)
+    tokens = network(
+        pack_latents(x),
+        encoder_hidden_states=text.embeds,
+        pooled_projections=text.pooled,
+        timestep=_time_per_sample(t, x) / 1000,  # multiplied by 1000 inside
+        img_ids=places,
+        txt_ids=places.new_zeros(text.embeds.shape[1], 3),
+        guidance=text.guidance if inner.config.guidance_embeds else None,
+        return_dict=False,
+    )[0]  # (B, h w, 4 C)
+    return unpack_latents(tokens, x.shape[2], x.shape[3])
+
+
+FLUX_PATCH = 2  # Flux's transformer is given squares of 2 x 2 latent pixels
+
+
+def pack_latents(x: Tensor) -> Tensor:
+    """Squares of 2 x 2 pixels as tokens, in Flux's order: (B, C, H, W) -> (B, H W / 4, 4 C)."""
+    x = x.unflatten(2, (-1, FLUX_PATCH)).unflatten(4, (-1, FLUX_PATCH))  # (B, C, H / 2, 2, W / 2, 2)
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack_latents`: (B, H W / 4, 4 C) -> (B, C, H, W)."""
+    x = tokens.unflatten(1, (height // FLUX_PATCH, width // FLUX_PATCH)).unflatten(3, (-1, FLUX_PATCH, FLUX_PATCH))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (B, C, H / 2, 2, W / 2, 2), then (B, C, H, W)
+
+
 # class name -> how it is called; by name, so that no network is imported that is not used
 _CALLERS: dict[str, Callable[[nn.Module, Tensor, Tensor | float, Condition | None, nn.Module], Tensor]] = {
     "UNet2DModel": _unet_2d,
@@ -163,7 +232,21 @@ _CALLERS: dict[str, Callable[[nn.Module, Tensor, Tensor | float, Condition | Non
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
     "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
 }
+
+
+def is_a(network: nn.Module, name: str) -> bool:
+    """Whether a network, wrapped or not, is of the class of this name or of a subclass."""
+    return any(cls.__name__ == name for cls in type(unwrap(network)).__mro__)
+
+
+def latent_layout(denoiser: nn.Module) -> tuple[int, int]:
+    """(channels, patch) of the latents that `predict` is given: how many channels, and of how many pixels their sides are a multiple."""
+    config = unwrap(denoiser).config
+    if is_a(denoiser, "FluxTransformer2DModel"):
+        return config.in_channels // FLUX_PATCH**2, FLUX_PATCH
+    return config.in_channels, config.get("patch_size") or 1
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -219,6 +302,7 @@ def encode_text(
     device: torch.device | str | None = None,
     max_length: int | None = None,
     warn: bool = True,
+    clip_skip: int | None = None,
 ) -> TextCondition:
     """Encodes captions the way Stable Diffusion does: every caption padded to one length, nothing masked inside a CLIP encoder.
 
@@ -230,9 +314,30 @@ def encode_text(
         device: where the tokens go; the encoder's own device by default.
         max_length: tokens per caption; `tokenizer.model_max_length` by default. What is longer is cut, with a warning that names it.
         warn: False cuts without a word (in training, where captions are spoilt on purpose).
+        clip_skip: how many of a CLIP encoder's last layers are left out; its last normalisation is applied all the same.
     Returns: embeds (B, L, D), mask (B, L) and, where the encoder has one, the pooled vector (B, P).
     Raises:
         ValueError: the tokenizer knows no maximal length and none was given.
+    """
+    device = device if device is not None else next(text_encoder.parameters()).device
+    tokens = tokenize(tokenizer, text_encoder, prompts, max_length, warn)
+    mask = tokens.attention_mask.to(device)
+    inner_mask = None if sees_padding(text_encoder) else mask
+    options = {} if clip_skip is None else {"output_hidden_states": True}
+    output = text_encoder(tokens.input_ids.to(device), attention_mask=inner_mask, **options)
+    embeds = output.last_hidden_state
+    if clip_skip is not None:
+        embeds = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+    pooled = getattr(output, "text_embeds", None)
+    if pooled is None:
+        pooled = getattr(output, "pooler_output", None)
+    return TextCondition(embeds=embeds, mask=mask.bool(), pooled=pooled)
+
+
+def tokenize(tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_length: int | None = None, warn: bool = True) -> Any:
+    """The tokens of captions as a text encoder wants them, all padded to one length: `input_ids` and `attention_mask`, each (B, L).
+
+    Arguments and errors are those of `encode_text`.
     """
     prompts = list(prompts)
     length = max_length or tokenizer.model_max_length
@@ -243,18 +348,23 @@ def encode_text(
         raise ValueError(
             "encode_text: this tokenizer has no model_max_length; pass max_length=, the number of tokens the denoiser was trained with."
         )
-    device = device if device is not None else next(text_encoder.parameters()).device
     tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="pt")
     if warn and bool(tokens.attention_mask[:, -1].any()):  # only a caption that fills its row can have been cut
         _warn_of_truncation(tokenizer, prompts, length)
-    mask = tokens.attention_mask.to(device)
-    is_clip = type(text_encoder.config).__name__.startswith("CLIP") or "clip" in getattr(text_encoder.config, "model_type", "")
-    inner_mask = None if is_clip and not getattr(text_encoder.config, "use_attention_mask", False) else mask
-    output = text_encoder(tokens.input_ids.to(device), attention_mask=inner_mask)
-    pooled = getattr(output, "text_embeds", None)
-    if pooled is None:
-        pooled = getattr(output, "pooler_output", None)
-    return TextCondition(embeds=output.last_hidden_state, mask=mask.bool(), pooled=pooled)
+    return tokens
+
+
+def is_clip(text_encoder: nn.Module) -> bool:
+    """Whether a text encoder is one of CLIP's."""
+    config = text_encoder.config
+    return type(config).__name__.startswith("CLIP") or "clip" in getattr(config, "model_type", "")
+
+
+def sees_padding(text_encoder: nn.Module) -> bool:
+    """Whether a text encoder is given no mask: CLIP's look one way only, and latent diffusion's BERT was trained without one."""
+    if type(text_encoder.config).__name__ == "LDMBertConfig":
+        return True
+    return is_clip(text_encoder) and not getattr(text_encoder.config, "use_attention_mask", False)
 
 
 def _warn_of_truncation(tokenizer: Any, prompts: list[str], length: int) -> None:

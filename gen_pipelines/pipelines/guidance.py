@@ -341,8 +341,8 @@ class DiffusersGuidance:
 def as_guidance(guidance: Any) -> Guidance:
     """A guidance from a number, one of our objects, or a guider of diffusers.
 
-    Numbers mean what they mean in diffusers: up to 1 there is no guidance. For the formula at every scale pass
-    ClassifierFreeGuidance(scale).
+    At 1 there is no guidance, nor at 0, which diffusers' users write for it; between them the formula holds as above 1 (diffusers: no
+    guidance up to 1). For the formula at 0, which is the negative prompt alone, pass ClassifierFreeGuidance(0.0).
 
     Raises:
         ValueError: the number is not finite or negative; the guider cannot work here.
@@ -350,8 +350,8 @@ def as_guidance(guidance: Any) -> Guidance:
     """
     if isinstance(guidance, (int, float)) and not isinstance(guidance, bool):
         if not math.isfinite(guidance) or guidance < 0:
-            raise ValueError(f"guidance_scale must be a finite number of at least 0 (1 and less: no guidance), got {guidance}.")
-        return ClassifierFreeGuidance(max(1.0, float(guidance)))
+            raise ValueError(f"guidance_scale must be a finite number of at least 0 (1 and 0: no guidance), got {guidance}.")
+        return ClassifierFreeGuidance(float(guidance) or 1.0)
     if all(any(hasattr(guidance, name + suffix) for suffix in ("", "_at")) for name in ("branches", "combine")):
         return guidance
     if hasattr(guidance, "prepare_inputs") and hasattr(guidance, "set_state"):

@@ -151,7 +151,7 @@ def test_without_a_generator_the_default_one_is_drawn_from_and_not_seeded(flow):
 
 
 def test_both_branches_share_a_batch_and_the_idle_one_is_skipped(flow, counted):
-    for scale, rows in ((3.0, 4), (1.0, 2), (0.5, 2), (ClassifierFreeGuidance(0.0), 2), (ClassifierFreeGuidance(0.5), 4)):
+    for scale, rows in ((3.0, 4), (1.0, 2), (0.5, 4), (0.0, 2), (ClassifierFreeGuidance(0.0), 2), (ClassifierFreeGuidance(0.5), 4)):
         counted.clear()
         flow(["a", "b"], guidance_scale=scale, num_inference_steps=3, generator=seeded(), output_type="latent")
         assert counted == [rows] * 3, scale
@@ -414,8 +414,8 @@ def test_a_pipeline_needs_exactly_one_denoiser_that_it_can_call():
     with pytest.raises(ValueError, match="both"):
         LatentTextToImagePipeline(*parts, unet=conftest.make_unet(), transformer=conftest.make_transformer())
     special = conftest.make_unet()
-    special.register_to_config(time_cond_proj_dim=8)
-    with pytest.raises(ValueError, match="time_cond_proj_dim"):
+    special.register_to_config(class_embed_type="timestep")
+    with pytest.raises(ValueError, match="class_embed_type"):
         LatentTextToImagePipeline(*parts, unet=special)
 
 
