@@ -21,13 +21,18 @@ from gen_pipelines.training.objectives.base import ObjectiveOutput, Phase
 from gen_pipelines.training.run import train
 from gen_pipelines.training.state import checkpoints, load_checkpoint
 from gen_pipelines.training.trainer import Trainer
-from tests.training.tiny import autoencoder_recipe, text_to_image_recipe
+from tests.training.tiny import autoencoder_recipe, flow_recipe, realnvp_recipe, text_to_image_recipe
 
-RECIPES = {"autoencoder": autoencoder_recipe, "latent_text_to_image": text_to_image_recipe}
+RECIPES = {
+    "autoencoder": autoencoder_recipe,
+    "flow": flow_recipe,
+    "realnvp": realnvp_recipe,
+    "latent_text_to_image": text_to_image_recipe,
+}
 
 
 def recipe_file(kind: str, folder: Path, shapes: Path, vae: Path, **loop) -> Path:
-    settings = RECIPES[kind](shapes, **loop) if kind == "autoencoder" else RECIPES[kind](shapes, vae, **loop)
+    settings = RECIPES[kind](shapes, vae, **loop) if kind == "latent_text_to_image" else RECIPES[kind](shapes, **loop)
     path = folder / f"{kind}-{len(list(folder.iterdir()))}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -171,7 +176,7 @@ train(sys.argv[1], sys.argv[3:], sys.argv[2])
 def test_two_ranks_have_the_gradients_of_one(kind, tmp_path, shapes, tiny_vae):
     """Two gloo processes and one process with the whole batch: gradients of the first step, and where they are after three."""
     recipe = recipe_file(kind, tmp_path, shapes, tiny_vae, steps=3, checkpoint_every=3, max_grad_norm=None)
-    settings = [] if kind == "autoencoder" else ["model.text_encoder.attention_dropout=0.0"]
+    settings = ["model.text_encoder.attention_dropout=0.0"] if kind == "latent_text_to_image" else []
     settings += ["optimizer.eps=1e-3"]  # Adam divides by the gradient's size: without it, rounding of tiny gradients becomes the update
     finish(start(recipe, tmp_path / "one", *settings, code=GRADIENTS))
     finish(start(recipe, tmp_path / "two", *settings, ranks=2, code=GRADIENTS))
@@ -314,7 +319,7 @@ def test_split_weights_are_refused(tmp_path, monkeypatch):
 def test_gradient_checkpointing_changes_no_weight(kind, tmp_path, shapes, tiny_vae):
     """The forward pass that runs again in the backward one takes the same attention kernel."""
     recipe = recipe_file(kind, tmp_path, shapes, tiny_vae, steps=2, attention="math")
-    settings = [] if kind == "autoencoder" else ["model.text_encoder.attention_dropout=0.0"]
+    settings = ["model.text_encoder.attention_dropout=0.0"] if kind == "latent_text_to_image" else []
     train(recipe, settings, tmp_path / "kept")
     train(recipe, [*settings, "loop.gradient_checkpointing=true"], tmp_path / "again")
     weights = [load_checkpoint(checkpoints(tmp_path / name / "checkpoints")[-1])[0] for name in ("kept", "again")]

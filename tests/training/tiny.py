@@ -80,3 +80,40 @@ def text_to_image_recipe(folder: Path, vae: Path, **loop: object) -> dict:
         "ema": {"decay": 0.9},
         "loop": {"steps": 8, "batch_size": 8, "checkpoint_every": 2, "log_every": 1, **loop},
     }
+
+
+def flow_recipe(folder: Path, **loop: object) -> dict:
+    return {
+        "task": "flow",
+        "data": {"name": str(folder), "resolution": 8, "holdout": 4},
+        "model": {
+            "flow": {
+                "class": "GlowModel",
+                "sample_size": 8,
+                "num_levels": 2,
+                "num_steps": 2,
+                "hidden_channels": 8,
+                "place_bias": True,
+                "pre_transform": "marginal",
+                "dequantization": "variational",
+            },
+            "init_pictures": 16,
+        },
+        "sample": {"pictures": 4},
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "ema": {"decay": 0.9},
+        "loop": {"steps": 8, "batch_size": 8, "checkpoint_every": 2, "log_every": 1, **loop},
+    }
+
+
+def realnvp_recipe(folder: Path, **loop: object) -> dict:
+    recipe = flow_recipe(folder, **loop)
+    recipe["model"]["flow"] = {
+        "class": "RealNVPModel",
+        "sample_size": 8,
+        "num_levels": 1,
+        "num_couplings": 2,
+        "hidden_channels": 8,
+        "num_blocks": 1,
+    }
+    return recipe

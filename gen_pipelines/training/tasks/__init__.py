@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "autoencoder": ".autoencoder:AutoencoderTask",
+    "flow": ".flow:FlowTask",
     "latent_text_to_image": ".latent_text_to_image:LatentTextToImageTask",
 }
 
