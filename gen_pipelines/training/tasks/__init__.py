@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 TASKS = {
     "autoencoder": ".autoencoder:AutoencoderTask",
     "flow": ".flow:FlowTask",
+    "vae": ".vae:VAETask",
+    "vq_vae": ".vq_vae:VQVAETask",
+    "prior": ".prior:PriorTask",
     "latent_text_to_image": ".latent_text_to_image:LatentTextToImageTask",
 }
 

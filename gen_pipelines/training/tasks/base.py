@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import coerce
+from ..data import PictureData, captions_of, known_words_holdout, load_rows
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
 
@@ -126,3 +127,33 @@ def grid(pictures: Tensor, columns: int, upscale: int = 1) -> Image.Image:
     canvas = canvas.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
     picture = Image.fromarray(canvas.squeeze(-1).numpy())
     return picture.resize((picture.width * upscale, picture.height * upscale), Image.Resampling.NEAREST) if upscale > 1 else picture
+
+
+def open_pictures(recipe: Any) -> tuple[Any, Any]:
+    """The training pictures of a recipe, and those that `data.holdout` keeps out of it (None for none, and for a stream)."""
+    rows = load_rows(recipe.data)
+    if recipe.data.streaming:
+        return rows, None
+    captions = captions_of(rows, recipe.data) if recipe.data.text_column else None
+    train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
+    held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
+    return PictureData(rows, recipe.data, train, recipe.seed), held_out
+
+
+def levels_of(pictures: Tensor, num_bits: int = 8) -> Tensor:
+    """A batch's pictures, float in [-1, 1], as the integers that they were stored as, cut to `num_bits` bits: uint8, same shape."""
+    return ((pictures + 1) * 127.5).round().to(torch.uint8) >> (8 - num_bits)
+
+
+def check_size(model: nn.Module, recipe: Any, where: str) -> None:
+    """Refuses a network that is made for other pictures than the recipe's.
+
+    Raises:
+        ValueError: another size or number of channels.
+    """
+    size, data = (model.height, model.width), recipe.data
+    if size != (data.resolution, data.resolution) or model.config.in_channels != data.channels:
+        raise ValueError(
+            f"{where}: made for pictures of {model.config.in_channels} x {size[0]} x {size[1]}, but data.channels and data.resolution say "
+            f"{data.channels} x {data.resolution} x {data.resolution}; set {where}.in_channels and {where}.sample_size."
+        )

@@ -1,0 +1,1 @@
+"""Autoencoders with a likelihood: variational, and with discrete codes."""

@@ -1,0 +1,1 @@
+"""Parts of networks, each with a slow reference in the tests."""
