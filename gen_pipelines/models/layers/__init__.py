@@ -1,1 +1,1 @@
-"""Parts of networks, each with a slow reference in the tests."""
+"""Layers that several families share, one operation per file, each with a slow reference in the tests."""

@@ -17,6 +17,7 @@ TASKS = {
     "vae": ".vae:VAETask",
     "vq_vae": ".vq_vae:VQVAETask",
     "prior": ".prior:PriorTask",
+    "gan": ".gan:GANTask",
     "latent_text_to_image": ".latent_text_to_image:LatentTextToImageTask",
 }
 
