@@ -58,6 +58,7 @@ _EXPORTS: dict[str, str] = {
     "GlowPipeline": ".pipelines.glow",
     "GANPipeline": ".pipelines.gan",
     "StyleGANPipeline": ".pipelines.stylegan",
+    "DiffusionImagePipeline": ".pipelines.diffusion_image",
     "LatentTextToImagePipeline": ".pipelines.latent_text_to_image",
     "AutoPipeline": ".pipelines.auto",
     "AdversarialObjective": ".training.objectives.adversarial",

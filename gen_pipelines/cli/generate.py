@@ -1,4 +1,4 @@
-"""`gen-pipelines generate PROMPT...`: draw pictures, write them, print their paths."""
+"""`gen-pipelines generate [PROMPT...]`: draw pictures of prompts, of classes or of nothing, write them, print their paths."""
 
 from __future__ import annotations
 
@@ -37,19 +37,22 @@ _MAX_SEED = 2**63 - 1
 def build_parser() -> Parser:
     parser = Parser(
         prog="gen-pipelines generate",
-        description="Draw pictures of prompts. Prints the path of each picture on stdout; everything else goes to stderr.",
+        description="Draw pictures of prompts, or of classes. Prints the path of each picture on stdout; everything else goes to stderr.",
         epilog="examples:\n"
         '  gen-pipelines generate "a red apple"\n'
         '  gen-pipelines generate "a cat" "a dog" --num 4 --grid --out pets/\n'
+        "  gen-pipelines generate --model runs/mnist-ddpm --num 16 --grid\n"
+        "  gen-pipelines generate --model runs/mnist-ddpm --classes 0-9 --num 4 --grid\n"
         "  gen-pipelines generate --like a-red-apple-0.png --scheduler ddim\n"
         "  torchrun --nproc_per_node 2 -m gen_pipelines generate --prompts-file prompts.txt --out pictures/",
     )
     what = parser.add_argument_group("what to draw")
     what.add_argument("prompts", metavar="PROMPT", nargs="*", help="what the picture shows; several give several pictures")
     what.add_argument("--prompts-file", metavar="FILE", help="more prompts, one on a line; - reads stdin; empty lines are skipped")
+    what.add_argument("--classes", metavar="LIST", help="for models of classes: 3, 0-9, 1,5-7, or their names: cat,white shark")
     what.add_argument("--negative", metavar="TEXT", dest="negative_prompt", help="what the picture must not show (needs guidance above 1)")
     # the long form is for torchrun, which takes --num for an abbreviation of an option of its own
-    what.add_argument("--num", "--num-images", metavar="N", type=int, help="pictures of each prompt (default 1)")
+    what.add_argument("--num", "--num-images", metavar="N", type=int, help="pictures of each prompt or class (default 1)")
     what.add_argument("--seed", metavar="N", type=int, help="the seed of the first picture; picture i is drawn with seed + i (default 0)")
     what.add_argument(
         "--size", metavar="HxW", type=_size, help="height x width in pixels, or one number for a square (default: the model's)"
@@ -84,14 +87,15 @@ def _size(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to draw: its own prompt and its own seed."""
+    """One picture to draw: its own prompt, or class, or neither, and its own seed."""
 
     prompt: str
     seed: int
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        return pictures.picture_name(self.prompt, self.seed)
+        return pictures.picture_name(self.prompt if self.label is None else f"class {self.label}", self.seed)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,8 +103,10 @@ def run(args: argparse.Namespace) -> int:
     known = pictures.read_settings(args.like) if args.like else {}
     settings = choose_settings(args, known)
     num = args.num if args.num is not None else known.get("num", 1)
-    prompts = read_prompts(args, known)
-    plan = plan_pictures(prompts, num, settings["seed"])
+    labels = read_classes(args, known)
+    promptless = labels is not None or (not args.prompts and args.prompts_file is None and takes_no_prompt(settings, known))
+    prompts = [""] if promptless else read_prompts(args, known)
+    plan = plan_pictures(prompts, num, settings["seed"], labels)
     alone = check_target(args.out, len(plan), args.grid)
     settings |= pin(settings["model"], settings["revision"])
 
@@ -112,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     mine = plan[first:last]
     images: list[Image] = []
     if mine:
-        pipe = load(settings, args.device, show_progress=rank == 0)
+        pipe = load(settings, args.device, show_progress=rank == 0, promptless=promptless)
         settings |= describe(pipe, settings)
         for start in range(0, len(mine), args.batch_size):
             batch = mine[start : start + args.batch_size]
@@ -120,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
             if not (args.grid and alone):
                 for picture, image in zip(batch, drawn, strict=True):
                     own = {"prompt": picture.prompt, **settings, "seed": picture.seed, "height": image.height, "width": image.width}
+                    own |= {} if picture.label is None else {"class_label": picture.label}
                     path = Path(args.out) if alone else Path(args.out) / picture.name
                     pictures.write_picture(image, path, own)
                     print(path, flush=True)
@@ -127,10 +134,12 @@ def run(args: argparse.Namespace) -> int:
     if args.grid:
         images, settings = gather(images, settings, rank, world)
         if rank == 0:
-            grid = pictures.make_grid(images, columns=num if num > 1 else None)
+            several = len(prompts) > 1 or (labels is not None and len(labels) > 1)
+            grid = pictures.make_grid(images, columns=num if num > 1 and (several or not promptless) else None)
             path = Path(args.out) if alone else Path(args.out) / "grid.png"
             size = {"height": images[0].height, "width": images[0].width}
-            pictures.write_picture(grid, path, {"prompts": prompts, "num": num, **settings, **size})
+            classes = {} if labels is None else {"class_labels": labels}
+            pictures.write_picture(grid, path, {"prompts": prompts, "num": num, **classes, **settings, **size})
             print(path, flush=True)
     return 0
 
@@ -179,12 +188,44 @@ def read_prompts(args: argparse.Namespace, known: dict[str, Any]) -> list[str]:
     return prompts
 
 
-def plan_pictures(prompts: list[str], num: int, seed: int) -> list[Picture]:
-    """`num` pictures of each prompt, the prompts in order; picture i has seed + i."""
-    wanted = [prompt for prompt in prompts for _ in range(num)]
+def read_classes(args: argparse.Namespace, known: dict[str, Any]) -> list[str] | None:
+    """The classes asked for, ranges written out; those of `--like`'s picture where no prompt is given either."""
+    if args.classes is None:
+        if args.prompts or args.prompts_file is not None:
+            return None
+        return known.get("class_labels") or ([known["class_label"]] if "class_label" in known else None)
+    if args.prompts or args.prompts_file is not None:
+        raise ValueError("--classes and prompts: a model draws one or the other; leave one out")
+    labels: list[str] = []
+    for word in filter(None, (word.strip() for word in args.classes.split(","))):
+        span = re.fullmatch(r"(\d+)-(\d+)", word)
+        if span and int(span[1]) > int(span[2]):
+            raise ValueError(f"--classes {args.classes}: {word} runs backwards; write {span[2]}-{span[1]}")
+        labels += [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else [word]
+    if not labels:
+        raise ValueError(f"--classes {args.classes!r}: no class in it; write for example 0-9, or 1,5,7")
+    return labels
+
+
+def takes_no_prompt(settings: dict[str, Any], known: dict[str, Any]) -> bool:
+    """Whether the model draws without a prompt. It is looked for only when none was given."""
+    if any(known.get("prompts") or [known.get("prompt")]) or settings["model"] == DEFAULTS["model"]:
+        return False
+    from gen_pipelines.cli.repository import Repository
+
+    index = Repository.open(settings["model"], settings["revision"]).json("model_index.json") or {}
+    from gen_pipelines import AutoPipeline
+
+    return AutoPipeline.takes_no_prompt(index)
+
+
+def plan_pictures(prompts: list[str], num: int, seed: int, labels: list[str] | None = None) -> list[Picture]:
+    """`num` pictures of each prompt, or of each class, in order; picture i has seed + i."""
+    subjects = [(prompt, None) for prompt in prompts] if labels is None else [("", label) for label in labels]
+    wanted = [subject for subject in subjects for _ in range(num)]
     if seed + len(wanted) - 1 > _MAX_SEED:
         raise ValueError(f"--seed {seed}: the last of {len(wanted)} pictures would have a seed above 2^63 - 1")
-    return [Picture(prompt, seed + i) for i, prompt in enumerate(wanted)]
+    return [Picture(prompt, seed + i, label) for i, (prompt, label) in enumerate(wanted)]
 
 
 def check_target(out: str, count: int, grid: bool) -> bool:
@@ -205,7 +246,7 @@ def pin(model: str, revision: str | None) -> dict[str, Any]:
     return {"model_revision": fingerprint, "revision": fingerprint if isinstance(repository, HubRepository) else None}
 
 
-def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> Any:
+def load(settings: dict[str, Any], device: str | None, show_progress: bool, promptless: bool = False) -> Any:
     """The pipeline, on its device, with the scheduler that was asked for."""
     import torch
 
@@ -220,8 +261,11 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool) -> A
     transformers_logging.disable_progress_bar()
     revision = {"revision": settings["revision"]} if settings["revision"] is not None else {}
     pipe = AutoPipeline.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]), **revision)
-    if "prompt" not in _call_defaults(pipe):
-        raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; generate needs text to image")
+    takes = _call_defaults(pipe)
+    if not promptless and "prompt" not in takes:
+        raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; leave it out, or give --classes")
+    if promptless and "batch_size" not in takes:
+        raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which draws from prompts; give one")
     if scheduler is not None and _scheduler_class(pipe).__name__ != scheduler.__name__:  # the model's own keeps its settings
         # one of our pipelines knows its network; in one of diffusers only the config does
         pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
@@ -300,9 +344,27 @@ def draw(pipe: Any, batch: list[Picture], settings: dict[str, Any]) -> list[Imag
     # Drawn on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in batch]
     optional = {name: settings[name] for name in ("num_inference_steps", "guidance_scale", "height", "width") if settings[name] is not None}
+    if "prompt" not in _call_defaults(pipe):
+        return draw_classes(pipe, batch, generators, optional)
     if settings["negative_prompt"] is not None:
         optional["negative_prompt"] = [settings["negative_prompt"]] * len(batch)
     return pipe(prompt=[picture.prompt for picture in batch], generator=generators, **optional).images
+
+
+def draw_classes(pipe: Any, batch: list[Picture], generators: list[Any], optional: dict[str, Any]) -> list[Image]:
+    """Pictures of classes, or of none, from a pipeline that takes no prompt."""
+    takes = _call_defaults(pipe)
+    if refused := [name for name in optional if name not in takes and name not in ("height", "width")]:
+        raise ValueError(f"--{refused[0].split('_')[0]}: a {type(pipe).__name__} has none; leave it out")
+    options = {name: value for name, value in optional.items() if name in takes}
+    if any(picture.label is not None for picture in batch):
+        if "class_labels" not in takes:
+            raise ValueError(f"--classes: a {type(pipe).__name__} has no classes; leave it out")
+        options["class_labels"] = [int(p.label) if p.label.isdecimal() else p.label for p in batch]
+    if (size := getattr(pipe, "picture_size", None)) is not None:
+        if (wanted := (optional.get("height", size[0]), optional.get("width", size[1]))) != tuple(size):
+            raise ValueError(f"--size {wanted[0]}x{wanted[1]}: this model draws {size[0]}x{size[1]}; leave it out")
+    return pipe(batch_size=len(batch), generator=generators, **options).images
 
 
 def gather(images: list[Image], settings: dict[str, Any], rank: int, world: int) -> tuple[list[Image], dict[str, Any]]:

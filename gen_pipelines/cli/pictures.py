@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 # The text chunk that holds every setting as JSON. "Software" and "Description", which picture viewers show, are written beside it.
 CHUNK = "gen_pipelines"
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype"), str),
+    **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label"), str),
     **dict.fromkeys(("seed", "num", "num_inference_steps", "height", "width"), int),
     "guidance_scale": int | float,
-    "prompts": list,
+    **dict.fromkeys(("prompts", "class_labels"), list),
 }
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
 
@@ -114,7 +114,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     for name, kind in _KINDS.items():  # anybody can write a PNG
         if (value := settings.get(name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise ValueError(f"{path}: its setting {name} is {value!r}; this is not what gen-pipelines generate writes")
-    prompts = settings.get("prompts", [settings.get("prompt")])
+    prompts = settings.get("prompts", [settings.get("prompt")]) + (settings.get("class_labels") or [])
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{path}: its settings name no prompt; this is not what gen-pipelines generate writes")
     return settings

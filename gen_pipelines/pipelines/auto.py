@@ -24,6 +24,16 @@ _FROM_DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_IMAGES = "DiffusionImagePipeline"
+_FROM_DIFFUSERS |= {
+    "DDPMPipeline": (_IMAGES, {"default_num_inference_steps": 1000}),
+    "DDIMPipeline": (_IMAGES, {}),
+    "PNDMPipeline": (_IMAGES, {}),
+    "LDMPipeline": (_IMAGES, {}),
+    "DiTPipeline": (_IMAGES, {"default_guidance_scale": 4.0}),
+    "ConsistencyModelPipeline": (_IMAGES, {"default_num_inference_steps": 1}),
+}
+
 # components that a class of diffusers may have and that ours can do without
 _DISPENSABLE = {"safety_checker", "feature_extractor"}
 
@@ -70,6 +80,15 @@ class AutoPipeline:
         return target.from_pretrained(path, **{**options, **kwargs})
 
     @classmethod
+    def takes_no_prompt(cls, index: dict[str, Any]) -> bool:
+        """Whether the pipeline of a `model_index.json` draws without a prompt, `batch_size` pictures at a call."""
+        import inspect
+
+        target, _ = cls._target(index, "the model")
+        takes = inspect.signature(target.__call__).parameters
+        return "prompt" not in takes and "batch_size" in takes
+
+    @classmethod
     def _target(cls, index: dict[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
         import gen_pipelines
 
@@ -101,9 +120,22 @@ def _pipeline_class(library: Any, name: str) -> Any:
 
 
 def _fits(index: dict[str, Any]) -> bool:
-    """Whether a repository has what LatentTextToImagePipeline needs and nothing else that matters."""
+    """Whether a repository has what our pipeline needs and nothing else that matters."""
     parts = components_of(index)
+    if _FROM_DIFFUSERS[index["_class_name"]][0] == _IMAGES:
+        return _fits_images(parts)
     denoisers = {"unet": "UNet2DConditionModel", "transformer": "PixArtTransformer2DModel"}
     known = {"vae", "text_encoder", "tokenizer", "scheduler", *denoisers} | _DISPENSABLE
     needed = {"vae", "text_encoder", "tokenizer", "scheduler"}
     return needed <= set(parts) <= known and any(parts.get(name, ("", ""))[1] == cls for name, cls in denoisers.items())
+
+
+def _fits_images(parts: dict[str, tuple[str, str]]) -> bool:
+    """Whether DiffusionImagePipeline can run these components; a scheduler that cannot be hosted stays in its own pipeline."""
+    from ..schedulers.bridge import REFUSED
+
+    # DiT's repositories still have the name that its class had when it was published
+    denoisers = {("unet", "UNet2DModel"), ("transformer", "DiTTransformer2DModel"), ("transformer", "Transformer2DModel")}
+    named = {(name, cls) for name, (_, cls) in parts.items()}
+    known = {"unet", "transformer", "vae", "vqvae", "scheduler"} | _DISPENSABLE
+    return "scheduler" in parts and set(parts) <= known and len(named & denoisers) == 1 and parts["scheduler"][1] not in REFUSED

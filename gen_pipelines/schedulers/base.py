@@ -408,6 +408,12 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         return self._sigmas
 
     @property
+    def levels(self) -> list[Level]:
+        """(alpha, sigma) of the state at each network evaluation and at the end, in the coordinates of the network's path."""
+        stages = self._need_timesteps("levels")
+        return [*(stage.here for stage in stages), stages[-1].there]
+
+    @property
     def starts(self) -> list[int]:
         """The positions of `timesteps` where a loop may begin (image-to-image), one per step, noise first."""
         return [i for i, stage in enumerate(self._need_timesteps("starts")) if stage.first]

@@ -576,7 +576,8 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         Args:
             num_inference_steps: the number of steps, as the hosted class counts them.
             device: where `timesteps` are to be.
-            timesteps, sigmas: an explicit grid, where the hosted class takes one and the network's time is its own.
+            timesteps, sigmas: an explicit grid, where the hosted class takes one and the network's time is its own. The timesteps of
+                CMStochasticIterativeScheduler are positions in its table of sigmas, as in diffusers' pipeline.
             mu: the shift for `use_dynamic_shifting`.
 
         Raises:
@@ -608,6 +609,9 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
                 if key == "timesteps":  # exactly what the network sees: diffusers would shift the levels under them
                     key, values = "sigmas", [float(p.path_time(t)) for t in values]
                 explicit = {"sigmas": values[:-1] if values[-1] == 0.0 else values}
+            elif key == "timesteps" and p.prediction == "consistency" in self._hosting.predictions:
+                # where its own pipeline is given them, they are positions in its table of sigmas
+                explicit = {key: [int(v) for v in values]}
             elif key not in takes or not self._times_are_the_networks(p, inner) or "edm" in self._hosting.predictions:
                 raise ValueError(
                     f"BridgedScheduler.set_timesteps: {name} of diffusers cannot follow explicit {key} on this network "
@@ -799,6 +803,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         timestep: float | Tensor,
         sample: Tensor,
         eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
@@ -809,6 +814,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
             timestep: the element of `timesteps` that the network was given.
             sample: the state, shape (B, C, *), in the coordinates of the network's path.
             eta: for hosted schedulers that have it (DDIM, TCD).
+            use_clipped_model_output: for hosted schedulers that have it (DDIM).
             generator: one, or one per sample.
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
@@ -816,7 +822,8 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         inner = self._ready(i, generator)
         if eta and "eta" not in self._step_takes:
             raise ValueError(f"BridgedScheduler.step: eta = {eta}, but {self._class.__name__} of diffusers has none; leave it out.")
-        options = {k: v for k, v in (("eta", eta), ("generator", generator)) if k in self._step_takes and v is not None}
+        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, "generator": generator}
+        options = {k: v for k, v in options.items() if k in self._step_takes and v is not None}
         output, x, variance = self._split(model_output, sample)
         x_0 = self._x_0(output, x, i)
         here, after = self._crossings[i], self._crossings[i + 1]

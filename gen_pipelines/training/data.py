@@ -184,13 +184,19 @@ class PictureData(torch.utils.data.Dataset):
 
 
 class LatentData(torch.utils.data.Dataset):
-    """Cached latents with captions. An item is asked for by (row, draw) and holds `latents` float32, `text`, `row`, `draw`.
+    """Cached latents with captions or labels, asked for by (row, draw): `latents` float32, `text`, `label`, `row`, `draw`.
 
     `latents`, (N, c, h, w), may be a function that makes them; `prepare` calls it, once everything about the run is known to be right.
     """
 
-    def __init__(self, latents: Tensor | Callable[[], Tensor], texts: Sequence[str] | None, rows: Sequence[int]) -> None:
-        self.latents, self.texts, self.indices = latents, texts, list(rows)
+    def __init__(
+        self,
+        latents: Tensor | Callable[[], Tensor],
+        texts: Sequence[str] | None,
+        rows: Sequence[int],
+        labels: Sequence[int] | None = None,
+    ) -> None:
+        self.latents, self.texts, self.labels, self.indices = latents, texts, labels, list(rows)
 
     def prepare(self) -> None:
         """Make the latents; the trainer calls it before the first batch."""
@@ -209,6 +215,8 @@ class LatentData(torch.utils.data.Dataset):
         example = {"latents": self.latents[item], "item": item, "row": self.indices[item], "draw": draw}
         if self.texts is not None:
             example["text"] = self.texts[item]
+        if self.labels is not None:
+            example["label"] = self.labels[item]
         return example
 
 

@@ -18,6 +18,7 @@ TASKS = {
     "vq_vae": ".vq_vae:VQVAETask",
     "prior": ".prior:PriorTask",
     "gan": ".gan:GANTask",
+    "diffusion_image": ".diffusion_image:DiffusionImageTask",
     "latent_text_to_image": ".latent_text_to_image:LatentTextToImageTask",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...models.calling import encode_text, predict
+from ...models.latent_space import scale_latents
 from ...pipelines.guidance import as_guidance
 from ...processes import Parameterization
 from ..card import training_notes
@@ -22,11 +22,11 @@ from ..data import CaptionNoise, LatentData, PictureData, captions_of, known_wor
 from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.denoising import DenoisingObjective
 from ..objectives.time_densities import TIME_DENSITIES
-from ..objectives.weightings import WEIGHTINGS
 from ..random import Generators, seed_of
 from ..tokenizer import train_clip_tokenizer
 from .autoencoder import encode_all, mode
 from .base import build_network, grid, latent_size, settings_of
+from .denoising import build_scheduler, choose, choose_weighting, rank_device
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class LatentTextToImageTask:
         self.scheduler = build_scheduler(model["scheduler"])
         self.objective = DenoisingObjective(
             self.scheduler.parameterization or Parameterization.from_config(dict(self.scheduler.config)),
-            _choose(TIME_DENSITIES, objective["time_density"], "objective.time_density"),
-            _weighting(objective["weighting"]),
+            choose(TIME_DENSITIES, objective["time_density"], "objective.time_density"),
+            choose_weighting(objective["weighting"]),
         )
 
         rows = load_rows(recipe.data)
@@ -99,7 +99,7 @@ class LatentTextToImageTask:
         self.data: Any = pictures
         if model["cache_latents"]:
             self.data = LatentData(
-                lambda: self.normalise(encode_all(self.vae.to(_device()), pictures, batch_size=64)), self.captions, pictures.indices
+                lambda: self.normalise(encode_all(self.vae.to(rank_device()), pictures, batch_size=64)), self.captions, pictures.indices
             )
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         if model["train_text_encoder"]:
@@ -122,12 +122,7 @@ class LatentTextToImageTask:
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents (B, c, h, w) as the denoiser sees them: mean 0, deviation 1; the inverse of the pipeline's `decode_latents`."""
-        config = self.vae.config
-        z = latents - (config.get("shift_factor") or 0.0)
-        mean, std = config.get("latents_mean"), config.get("latents_std")  # one number per channel
-        if mean is not None and std is not None:
-            z = (z - torch.tensor(mean, device=z.device).view(1, -1, 1, 1)) / torch.tensor(std, device=z.device).view(1, -1, 1, 1)
-        return z * config.get("scaling_factor", 1.0)
+        return scale_latents(self.vae.config, latents)
 
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """Denoising losses of a batch of latents (B, c, h, w), or of pictures that are encoded on the fly, with their captions."""
@@ -184,25 +179,6 @@ class LatentTextToImageTask:
         pipe.save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
 
 
-def _device() -> torch.device:
-    """The accelerator of this rank, as the trainer will find it."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()).device
-
-
-def build_scheduler(settings: dict[str, Any]) -> Any:
-    """A scheduler of this library from `{class: NAME, ...arguments}`."""
-    from ...schedulers import SCHEDULERS
-
-    settings = dict(settings)
-    classes = {cls.__name__: cls for cls in SCHEDULERS.values()}
-    name = settings.pop("class", None)
-    if name not in classes:
-        raise ValueError(f"model.scheduler.class: {name!r} is none of {', '.join(classes)}.")
-    return classes[name](**settings)
-
-
 def build_tokenizer(settings: dict[str, Any], captions: list[str]) -> Any:
     """`{from: FOLDER_OR_REPO, subfolder: ...}`, or `{vocab_size: ..., max_length: ...}` to learn one from the captions."""
     if "from" in settings:
@@ -227,37 +203,3 @@ def build_text_encoder(settings: dict[str, Any], tokenizer: Any) -> nn.Module:
         }
         settings = {**tokens, **settings}
     return build_network({"class": "CLIPTextModel", **settings}, "model.text_encoder")
-
-
-def _choose(registry: dict[str, Any], settings: Any, where: str) -> Any:
-    """An entry of a registry from `NAME` or `{name: NAME, ...arguments}`."""
-    name, arguments = _name_and_arguments(settings, where)
-    if name not in registry:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join(registry)}.")
-    return registry[name](**_checked(arguments, registry[name], f"{where}: {name}"))
-
-
-def _weighting(settings: Any) -> Any:
-    """None, "likelihood", or a function of the SNR with its arguments filled in."""
-    where = "objective.weighting"
-    name, arguments = _name_and_arguments(settings, where)
-    if name not in [*WEIGHTINGS, "likelihood"]:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join([*WEIGHTINGS, 'likelihood'])}.")
-    function = WEIGHTINGS.get(name)
-    arguments = _checked(arguments, function, f"{where}: {name}")
-    return "likelihood" if name == "likelihood" else partial(function, **arguments) if arguments else function
-
-
-def _name_and_arguments(settings: Any, where: str) -> tuple[Any, dict[str, Any]]:
-    if not isinstance(settings, str | dict):
-        raise ValueError(f"{where}: give a name, or {{name: NAME, ...arguments}}; got {settings!r}.")
-    arguments = {"name": settings} if isinstance(settings, str) else dict(settings)
-    return arguments.pop("name", None), arguments
-
-
-def _checked(arguments: dict[str, Any], function: Any, where: str) -> dict[str, Any]:
-    """Arguments of a time density or weighting, each one that it has, and a number."""
-    known = [name for name in inspect.signature(function).parameters if name != "snr"] if function else []
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(f"{where} takes no {', '.join(unknown)}; it takes {', '.join(known) or 'no arguments'}.")
-    return {name: coerce(float, value, f"{where}.{name}") for name, value in arguments.items()}
