@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+BUNDLED = "bundled:"  # what a name begins with where a folder or a Hub id may stand
+
 _ROOT = Path(__file__).parent
 
 
 def bundled_names() -> list[str]:
-    """The names that `bundled_path` and `AutoPipeline.from_pretrained("bundled:NAME")` take."""
+    """The names that `bundled_path` and `from_pretrained("bundled:NAME")` take."""
     return sorted(index.parent.name for index in _ROOT.glob("*/model_index.json"))
 
 

@@ -6,14 +6,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ..bundled import bundled_path
+from ..bundled import BUNDLED, bundled_path
 from ..hub.loading import components_of, read_index
-
-BUNDLED = "bundled:"
 
 # classes of diffusers that ours load, and what ours must be told about them
 _FROM_DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
     "StableDiffusionPipeline": ("LatentTextToImagePipeline", {}),
+    "StableDiffusionImg2ImgPipeline": ("LatentImageToImagePipeline", {}),
+    "StableDiffusionInpaintPipeline": ("LatentInpaintPipeline", {}),
     "PixArtAlphaPipeline": (
         "LatentTextToImagePipeline",
         {"max_text_tokens": 120, "default_num_inference_steps": 20, "default_guidance_scale": 4.5},

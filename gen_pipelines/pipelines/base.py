@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
+from ..bundled import BUNDLED, bundled_path
 from ..hub.card import LIBRARY_NAME, model_card
 from ..hub.loading import INDEX_NAME, component_class, components_of, load_module, read_index
 from ..hub.saving import written_at_once
@@ -155,7 +156,7 @@ class GenerativePipeline(DiffusionPipeline):
         """Loads a pipeline from a folder or the Hub: safetensors only, float32 unless told otherwise, no code from the repository.
 
         Args:
-            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a Hub id.
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, a Hub id, or "bundled:NAME".
             dtype: a torch.dtype, its name, or a dict of them by component. float32 by default, whatever the files hold.
             variant, revision, token, cache_dir, force_download, local_files_only, low_cpu_mem_usage, device_map, ...: as in diffusers.
             NAME=component: a component to use instead of the stored one, or an option of the pipeline's constructor.
@@ -165,6 +166,8 @@ class GenerativePipeline(DiffusionPipeline):
             TypeError: an argument that nobody knows.
         """
         path = str(pretrained_model_name_or_path)
+        if path.startswith(BUNDLED):
+            path = bundled_path(path.removeprefix(BUNDLED))
         if kwargs.pop("use_safetensors", True) not in (True, None):
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors=False; convert pickled weights first."
@@ -188,6 +191,26 @@ class GenerativePipeline(DiffusionPipeline):
         pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **modules, **kwargs)
         pipe.register_to_config(_name_or_path=path)
         return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """A pipeline of this class with the components and options of another one, of ours or of diffusers; nothing is copied.
+
+        Args:
+            pipeline: whose components are shared.
+            kwargs: components and options of this class's constructor that take the place of its.
+        Raises:
+            ValueError: a component is missing there.
+            TypeError: an argument that nobody knows.
+        """
+        takes = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
+        if unknown := sorted(set(kwargs) - set(takes)):
+            raise TypeError(f"{cls.__name__}.from_pipe: unknown arguments {', '.join(unknown)}; allowed are {', '.join(takes)}.")
+        theirs = {**pipeline.config, **pipeline.components}
+        values = {name: kwargs.get(name, theirs.get(name, default)) for name, default in takes.items()}
+        if missing := sorted(name for name, value in values.items() if value is inspect.Parameter.empty):
+            raise ValueError(f"{cls.__name__}.from_pipe: a {type(pipeline).__name__} has no {', '.join(missing)}; pass what is missing.")
+        return cls(**values)
 
     @classmethod
     def _folder(cls, path: str, kwargs: dict[str, Any]) -> Path:

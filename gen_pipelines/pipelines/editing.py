@@ -1,0 +1,231 @@
+"""What editing a picture needs besides drawing one: its pixels and latents, where the loop begins, the way back to more noise."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..processes.level import Level
+
+logger = logging.getLogger(__name__)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- 1. pictures
+
+
+def as_pictures(name: str, value: Any, background: str = "white") -> Tensor | list[PIL.Image.Image]:
+    """Pictures of one size in one of the two forms that an image processor takes: PIL pictures, or a tensor (B, C, H, W) in [0, 1].
+
+    Args:
+        name: of the argument, for messages.
+        value: a PIL picture, a NumPy array (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of these. Arrays and
+            tensors are in [0, 1], or uint8.
+        background: what transparent PIL pictures are laid on.
+    Raises:
+        ValueError, TypeError: it is none of these, empty, of several sizes, not finite or not in [0, 1].
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ValueError(f"{name} is an empty list; give at least one picture.")
+    kinds = {PIL.Image.Image: [], np.ndarray: [], Tensor: []}
+    for v in values:
+        found = next((kind for kind in kinds if isinstance(v, kind)), None)
+        if found is None:
+            raise TypeError(f"{name} must be a PIL picture, an array, a tensor or a list of these, got a {type(v).__name__}.")
+        kinds[found].append(v)
+    if sum(bool(k) for k in kinds.values()) > 1:
+        raise TypeError(f"{name} must hold pictures of one kind: PIL pictures, arrays or tensors.")
+
+    if pictures := kinds[PIL.Image.Image]:
+        if len(sizes := {p.size for p in pictures}) > 1:
+            raise ValueError(f"{name} must hold pictures of one size, got {', '.join(f'{w} x {h}' for w, h in sorted(sizes))}.")
+        return [_opaque(p, background) for p in pictures]
+
+    arrays = [torch.from_numpy(np.ascontiguousarray(v)) for v in kinds[np.ndarray]] + kinds[Tensor]
+    last = bool(kinds[np.ndarray])
+    arrays = [(a.unsqueeze(-1 if last else 0) if a.ndim == 2 else a) for a in arrays]
+    arrays = [a.unsqueeze(0) if a.ndim == 3 else a for a in arrays]
+    if any(a.ndim != 4 for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
+        shapes = ", ".join(str(tuple(v.shape)) for v in values)
+        raise ValueError(f"{name} must have the shape {'(B, H, W, C)' if last else '(B, C, H, W)'} and one size, got {shapes}.")
+    joined = torch.cat(arrays)
+    joined = joined.permute(0, 3, 1, 2) if last else joined
+    joined = joined.float() / 255 if joined.dtype == torch.uint8 else joined.float()
+    if not bool(torch.isfinite(joined).all()):
+        raise ValueError(f"{name} has values that are not finite.")
+    return joined
+
+
+def _opaque(picture: PIL.Image.Image, background: str) -> PIL.Image.Image:
+    """RGB (grey for a mask), the way the picture is looked at: turned as its EXIF data say, transparency laid on the background."""
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        below = PIL.Image.new("RGBA", picture.size, background)
+        picture = PIL.Image.alpha_composite(below, picture)
+    return picture.convert("L" if background == "black" else "RGB")
+
+
+def size_of(pictures: Tensor | list[PIL.Image.Image]) -> tuple[int, int]:
+    """(height, width) of pictures as `as_pictures` returns them."""
+    return tuple(pictures.shape[-2:]) if isinstance(pictures, Tensor) else (pictures[0].height, pictures[0].width)
+
+
+def check_range(name: str, pictures: Tensor | list[PIL.Image.Image], channels: Sequence[int]) -> None:
+    """Raises ValueError for tensors that are not in [0, 1] or do not have one of these numbers of channels."""
+    if not isinstance(pictures, Tensor):
+        return
+    if pictures.shape[1] not in channels:
+        raise ValueError(f"{name} must have {' or '.join(map(str, channels))} channels, got shape {tuple(pictures.shape)}.")
+    low, high = float(pictures.min()), float(pictures.max())
+    if low < 0.0 or high > 1.0:
+        raise ValueError(f'{name} must be in [0, 1], as output_type="pt" returns pictures; got values from {low:.3g} to {high:.3g}.')
+
+
+def to_pixels(processor: VaeImageProcessor, pictures: Tensor | list[PIL.Image.Image], height: int, width: int) -> Tensor:
+    """Pictures as the autoencoder takes them: (B, 3, height, width) in [-1, 1], float32."""
+    if isinstance(pictures, Tensor) and pictures.shape[1] == 1:
+        pictures = pictures.expand(-1, 3, -1, -1)
+    return processor.preprocess(pictures, height=height, width=width).float()
+
+
+def to_mask(pictures: Tensor | list[PIL.Image.Image], height: int, width: int) -> Tensor:
+    """Masks as (B, 1, height, width), exactly 0 or 1, float32: 1 where the picture is at least half white."""
+    processor = VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    if isinstance(pictures, Tensor):
+        pictures = pictures.mean(dim=1, keepdim=True)
+    return processor.preprocess(pictures, height=height, width=width).float()
+
+
+# -------------------------------------------------------------------------------------------------------------------------- 2. latents
+
+
+def encode_latents(vae: Any, pixels: Tensor, generator: Any, copies: int = 1) -> Tensor:
+    """Latents as the denoiser knows them, (B, C, h, w), float32: samples of the autoencoder's posterior; the inverse of `decode_latents`.
+
+    Args:
+        vae: AutoencoderKL, or another whose `encode` returns `latent_dist` or `latents`.
+        pixels: (n, 3, H, W) in [-1, 1].
+        generator: one for all, which draws once per picture, as in diffusers; or one for each of the B = n copies; or None.
+        copies: of each picture, next to each other.
+    """
+    config = vae.config
+    encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
+    each = copies if isinstance(generator, (list, tuple)) else 1
+    if hasattr(encoded, "latent_dist"):
+        # not `latent_dist.sample`, which draws in the encoder's dtype and takes one generator alone
+        mean, std = (v.float().repeat_interleave(each, dim=0) for v in (encoded.latent_dist.mean, encoded.latent_dist.std))
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        z = mean + std * randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+    else:
+        z = encoded.latents.float().repeat_interleave(each, dim=0)
+    if shift := config.get("shift_factor"):
+        z = z - shift
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        z = (z - torch.tensor(mean, device=z.device).view(1, -1, 1, 1)) / torch.tensor(std, device=z.device).view(1, -1, 1, 1)
+    return (z * config.scaling_factor).repeat_interleave(copies // each, dim=0)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- 3. the loop
+
+
+def check_strength(strength: Any) -> float:
+    """The strength as a float.
+
+    Raises:
+        ValueError: it is not a number from 0 to 1.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength must be a number from 0 (the picture itself) to 1 (drawn from noise), got {strength!r}.")
+    return float(strength)
+
+
+def positions_for(scheduler: Any, strength: float) -> list[int]:
+    """The positions of `scheduler.timesteps` that a strength leaves: the last floor(strength n) of its n steps, as in diffusers.
+
+    Raises:
+        ValueError: the scheduler cannot start there; it goes from data to noise.
+    """
+    starts, count = scheduler.starts, len(scheduler.timesteps)
+    name = getattr(scheduler, "hosted_class", type(scheduler)).__name__
+    if float(scheduler.sigmas[0]) < float(scheduler.sigmas[-1]):
+        raise ValueError(f"{name} goes from data to noise; editing needs one that goes from noise to data.")
+    steps = scheduler.num_inference_steps if len(starts) == 1 else len(starts)
+    run = min(int(steps * strength), steps)
+    if run == steps:
+        return list(range(count))
+    if len(starts) == 1 and steps > 1:
+        raise ValueError(f"{name} can only be run from its first timestep: strength must be 1 (got {strength}), or take another scheduler.")
+    if run == 0:
+        if strength > 0.0:
+            logger.warning("strength %s of %d steps is none: the picture is only encoded and decoded.", strength, steps)
+        return []
+    return list(range(starts[steps - run], count))
+
+
+def renoise(x: Tensor, here: Level, there: Level, noise: Tensor) -> Tensor:
+    """A sample of q(x_there | x_here) for a noisier level `there`, on any Gaussian path.
+
+    x_there = r x_here + sqrt(sigma_there^2 - r^2 sigma_here^2) noise with r = alpha_there / alpha_here: the mean keeps alpha_there x_0, and
+    the two independent noises add up to sigma_there^2.
+
+    References: Lugmayr et al. 2022, algorithm 1, line 10, https://arxiv.org/abs/2201.09865, for more than one step and any path.
+    """
+    r = there.alpha / here.alpha
+    return torch.add(x * r, noise, alpha=math.sqrt(max(there.sigma**2 - (r * here.sigma) ** 2, 0.0)))
+
+
+@dataclass(frozen=True)
+class RePaint:
+    """Resampling for inpainting: the loop goes back `jump` steps by adding noise and runs them again, so that what is drawn and what is
+    known come to agree.
+
+    References: Lugmayr et al. 2022, section 4.2 and appendix B, https://arxiv.org/abs/2201.09865
+
+    Args:
+        repeats: how often each stretch is run; 1 is no resampling.
+        jump: length of a stretch in steps.
+    Raises:
+        ValueError: one of them is less than 1.
+    """
+
+    repeats: int = 10
+    jump: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "jump"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"RePaint: {name} must be a whole number of at least 1, got {value!r}.")
+
+    def positions(self, starts: Sequence[int], count: int) -> list[int]:
+        """The positions of `timesteps` in the order in which they are run.
+
+        Args:
+            starts: where each step begins.
+            count: number of timesteps.
+        """
+        n = len(starts)
+        ends = [*starts[1:], count]
+        left = {m: self.repeats - 1 for m in range(self.jump, n) if (n - 1 - m) % self.jump == 0}
+        order: list[int] = []
+        m = 0
+        while m < n:
+            order += range(starts[m], ends[m])
+            m += 1
+            if left.get(m, 0) > 0:
+                left[m] -= 1
+                m -= self.jump
+        return order
