@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "scheduler": None,  # the model's own
     "num_inference_steps": None,  # the model's own
     "guidance_scale": None,  # the model's own
+    "temperature": None,  # the model's own
     "seed": 0,
     "negative_prompt": None,
     "height": None,  # the model's own
@@ -65,6 +66,7 @@ def build_parser() -> Parser:
     how.add_argument("--scheduler", metavar="NAME", help="the sampler (default: the model's); a wrong name lists those there are")
     how.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default: the model's)")
     how.add_argument("--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale; 1 is none (default: the model's)")
+    how.add_argument("--temperature", metavar="T", type=float, help="of models that have one (VAE, VQ-VAE, flows); below 1: less varied")
     how.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
     how.add_argument("--dtype", choices=DTYPES, help="precision of the networks (default float32)")
     how.add_argument("--batch-size", metavar="N", type=int, default=8, help="pictures drawn at once (default 8)")
@@ -158,6 +160,10 @@ def choose_settings(args: argparse.Namespace, known: dict[str, Any]) -> dict[str
         raise ValueError(f"--steps {steps}: at least 1 step is needed")
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"--guidance {guidance}: must be a finite number; 1 is no guidance")
+    if settings["temperature"] is None:
+        del settings["temperature"]
+    elif not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
+        raise ValueError(f"--temperature {settings['temperature']}: must be a number from 0 on; 1 is what the model was trained for")
     if args.num is not None and args.num < 1:
         raise ValueError(f"--num {args.num}: at least 1 picture of each prompt is needed")
     if args.batch_size < 1:
@@ -266,6 +272,8 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; leave it out, or give --classes")
     if promptless and "batch_size" not in takes:
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which draws from prompts; give one")
+    if scheduler is not None and _scheduler_class(pipe) is None:
+        raise ValueError(f"--scheduler {settings['scheduler']}: a {type(pipe).__name__} draws without steps; leave it out")
     if scheduler is not None and _scheduler_class(pipe).__name__ != scheduler.__name__:  # the model's own keeps its settings
         # one of our pipelines knows its network; in one of diffusers only the config does
         pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
@@ -313,7 +321,7 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
     from gen_pipelines.schedulers import SCHEDULERS
 
-    own = _scheduler_class(pipe).__name__
+    own = None if (sampler := _scheduler_class(pipe)) is None else sampler.__name__
     decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for name, value in decided.items():
         if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call
@@ -327,9 +335,10 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scheduler_class(pipe: Any) -> type:
-    """The sampler's class: of diffusers, where one of diffusers is hosted."""
-    return getattr(pipe.scheduler, "hosted_class", type(pipe.scheduler))
+def _scheduler_class(pipe: Any) -> type | None:
+    """The sampler's class: of diffusers, where one of diffusers is hosted; None for a pipeline that draws without steps."""
+    scheduler = getattr(pipe, "scheduler", None)
+    return None if scheduler is None else getattr(scheduler, "hosted_class", type(scheduler))
 
 
 def _call_defaults(pipe: Any) -> dict[str, Any]:
@@ -343,9 +352,12 @@ def draw(pipe: Any, batch: list[Picture], settings: dict[str, Any]) -> list[Imag
 
     # Drawn on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in batch]
-    optional = {name: settings[name] for name in ("num_inference_steps", "guidance_scale", "height", "width") if settings[name] is not None}
+    named = ("num_inference_steps", "guidance_scale", "temperature", "height", "width")
+    optional = {name: settings[name] for name in named if settings.get(name) is not None}
     if "prompt" not in _call_defaults(pipe):
         return draw_classes(pipe, batch, generators, optional)
+    if "temperature" in optional and "temperature" not in _call_defaults(pipe):
+        raise ValueError(f"--temperature: a {type(pipe).__name__} has none; leave it out")
     if settings["negative_prompt"] is not None:
         optional["negative_prompt"] = [settings["negative_prompt"]] * len(batch)
     return pipe(prompt=[picture.prompt for picture in batch], generator=generators, **optional).images
@@ -355,7 +367,8 @@ def draw_classes(pipe: Any, batch: list[Picture], generators: list[Any], optiona
     """Pictures of classes, or of none, from a pipeline that takes no prompt."""
     takes = _call_defaults(pipe)
     if refused := [name for name in optional if name not in takes and name not in ("height", "width")]:
-        raise ValueError(f"--{refused[0].split('_')[0]}: a {type(pipe).__name__} has none; leave it out")
+        option = {"num_inference_steps": "--steps", "guidance_scale": "--guidance"}.get(refused[0], f"--{refused[0]}")
+        raise ValueError(f"{option}: a {type(pipe).__name__} has none; leave it out")
     options = {name: value for name, value in optional.items() if name in takes}
     if any(picture.label is not None for picture in batch):
         if "class_labels" not in takes:

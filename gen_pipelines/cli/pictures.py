@@ -21,7 +21,7 @@ CHUNK = "gen_pipelines"
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label"), str),
     **dict.fromkeys(("seed", "num", "num_inference_steps", "height", "width"), int),
-    "guidance_scale": int | float,
+    **dict.fromkeys(("guidance_scale", "temperature"), int | float),
     **dict.fromkeys(("prompts", "class_labels"), list),
 }
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}

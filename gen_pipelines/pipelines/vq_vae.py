@@ -75,8 +75,9 @@ class VQVAEPipeline(GenerativePipeline):
         """Draws pictures.
 
         Args:
-            batch_size: how many; with a class-conditional prior their classes are drawn uniformly from `generator`. 1 by default.
-            class_labels: a class, or several, instead.
+            batch_size: how many; with a class-conditional prior their classes are drawn uniformly from `generator`. 1 by default. With
+                `class_labels` it may be left out; one label and a `batch_size` give that many of it.
+            class_labels: a class, or several.
             num_images_per_label: pictures of each of `class_labels`, those of one label next to each other.
             temperature: of the priors, one number or one for each level from the top down; 0 takes the likeliest code each time.
             generator: one for the whole batch, or one per picture: then a picture does not depend on the batch that it is drawn in.
@@ -191,8 +192,6 @@ class VQVAEPipeline(GenerativePipeline):
 
     def _labels(self, batch_size: int | None, class_labels: Any, num_images_per_label: int) -> tuple[Tensor | None, int]:
         """Labels on the device, and the number of pictures."""
-        if batch_size is not None and class_labels is not None:
-            raise ValueError("VQVAEPipeline: give batch_size, or class_labels with num_images_per_label, not both.")
         if class_labels is None:
             return None, 1 if batch_size is None else batch_size
         if self.num_classes is None:
@@ -202,5 +201,9 @@ class VQVAEPipeline(GenerativePipeline):
         labels = torch.as_tensor(class_labels, device=self.device).reshape(-1)
         if labels.is_floating_point() or not len(labels) or labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(f"VQVAEPipeline: classes are whole numbers from 0 to {self.num_classes - 1}, got {class_labels}.")
+        if batch_size is not None and len(labels) * num_images_per_label == 1:
+            num_images_per_label = batch_size
         labels = labels.long().repeat_interleave(num_images_per_label)
+        if batch_size not in (None, len(labels)):
+            raise ValueError(f"VQVAEPipeline: batch_size {batch_size}, but class_labels ask for {len(labels)} pictures; leave it out.")
         return labels, len(labels)

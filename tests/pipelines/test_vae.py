@@ -135,6 +135,8 @@ def test_classes_are_those_asked_for_and_drawn_from_the_generator_otherwise():
     pipe(batch_size=60, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert seen[:2] == [[2, 2, 0, 0], [1]]
     assert set(seen[2]) == {0, 1, 2}
+    pipe(batch_size=2, class_labels=[1], output_type="latent")
+    assert seen[3] == [1, 1]
 
 
 def test_without_labels_the_bound_is_the_mean_over_classes():
@@ -198,7 +200,7 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vae", lambda p: p.log_likelihood(LEVELS, kind="exact"), "'exact' is none of elbo, iwae"),
         ("vae", lambda p: p.log_likelihood(torch.rand(1, 1, 8, 8)), "must have been 8-bit"),
         ("vae", lambda p: p.encode(LEVELS[:, :, :4]), "8 x 8 pixels are needed"),
-        ("vq_vae", lambda p: p(batch_size=1, class_labels=1), "not both"),
+        ("vq_vae", lambda p: p(batch_size=3, class_labels=[1, 2]), "batch_size 3, but class_labels ask for 2"),
         ("vq_vae", lambda p: p(class_labels=3), "from 0 to 2, got 3"),
         ("vq_vae", lambda p: p(class_labels=[1], num_images_per_label=0), "num_images_per_label 0"),
         ("vq_vae", lambda p: p(temperature=[1.0]), "1 temperatures for 2 levels"),
@@ -218,3 +220,27 @@ def test_bad_input_is_an_error_that_says_what_is_allowed(kind, call, message):
 def test_a_pipeline_without_priors_says_what_it_can_do():
     with pytest.raises(ValueError, match="has no prior over its codes.*use encode, decode and reconstruct"):
         vq_pipeline(priors=False)()
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq_vae"])
+def test_the_command_line_draws_them_without_prompts(kind, tmp_path, monkeypatch, capsys):
+    from gen_pipelines.cli.main import main
+    from gen_pipelines.cli.pictures import read_settings
+
+    monkeypatch.chdir(tmp_path)
+    PIPELINES[kind]().save_pretrained("model")
+    classes = ["--classes", "0-1"] if kind == "vq_vae" else []
+    words = ["generate", "--model", "model", "--num", "3", "--temperature", "0.7", "--grid", "--device", "cpu"]
+    assert main([*words, *classes, "--out", "whole"]) == 0
+    paths = capsys.readouterr().out.split()
+    assert len(paths) == (7 if classes else 4)
+    with Image.open(paths[-1]) as grid:
+        assert min(grid.size) >= 8
+    assert read_settings(paths[0])["temperature"] == 0.7
+    assert main(["generate", "--like", paths[1], "--device", "cpu", "--out", "again"]) == 0
+    with Image.open(capsys.readouterr().out.split()[-1]) as again, Image.open(paths[1]) as before:
+        assert again.tobytes() == before.tobytes()
+    assert main(["generate", "--model", "model", "--scheduler", "ddim", "--device", "cpu"]) != 0
+    assert "draws without steps" in capsys.readouterr().err
+    assert main(["generate", "--model", "model", "--steps", "3", "--device", "cpu"]) != 0
+    assert "--steps: a" in capsys.readouterr().err

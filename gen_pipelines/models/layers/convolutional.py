@@ -63,7 +63,7 @@ class ConvEncoder(_Halves):
 
 
 class ConvDecoder(_Halves):
-    """The mirror of `ConvEncoder`: doubles height and width once per entry of `block_out_channels`, which runs from large to small.
+    """The mirror of `ConvEncoder`: doubles height and width once per entry of `block_out_channels`, half as wide after the last.
 
     Args:
         in_channels: of the input.
@@ -84,10 +84,11 @@ class ConvDecoder(_Halves):
         widths = list(block_out_channels)[::-1]
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for width, after in zip(widths, [*widths[1:], widths[-1]], strict=True):
+        last = max(widths[-1] // 2, 8)  # at full size, where a channel costs the most
+        for width, after in zip(widths, [*widths[1:], last], strict=True):
             residual = [ResidualBlock(width, residual_channels or width) for _ in range(layers_per_block)]
             self.blocks.append(nn.Sequential(*residual, nn.ReLU(), nn.ConvTranspose2d(width, after, 4, stride=2, padding=1)))
-        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(last, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) to (B, C, f h, f w), f = 2^(number of blocks)."""
