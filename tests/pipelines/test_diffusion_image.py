@@ -334,13 +334,16 @@ def test_pictures_come_in_many_forms():
 # ------------------------------------------------------------------------------------------------------- inversion and interpolation
 
 class GaussianNetwork(UNet2DModel):
-    """The ideal epsilon network of pictures whose two halves are the same number, which is N(0, 1)."""
+    """The ideal epsilon network of pictures whose pixels are N(0, 1) with the correlation `share` between any two."""
+
+    share = 1.0
 
     def forward(self, sample, timestep, class_labels=None, return_dict=True):
         alpha = self.alphas[timestep.long()].view(-1, 1, 1, 1)
         sigma = (1 - alpha**2).sqrt()
+        common, own = self.share * sample[0].numel() + 1 - self.share, 1 - self.share  # the covariance's two eigenvalues
         mean = sample.mean(dim=(1, 2, 3), keepdim=True)
-        x_0 = alpha * mean / (alpha**2 + sigma**2 / sample[0].numel())
+        x_0 = alpha * (common / (alpha**2 * common + sigma**2) * mean + own / (alpha**2 * own + sigma**2) * (sample - mean))
         return ((sample - alpha * x_0) / sigma,)
 
 
@@ -438,18 +441,20 @@ def test_inpainting_keeps_what_the_mask_keeps(name):
     assert np.abs(again[:, SIZE // 2 :] - given[:, SIZE // 2 :]).max() <= 1 and np.abs(again - drawn).max() > 1
 
 
-def test_inpainting_with_resampling_finds_what_fits():
-    """Where every pixel is the same number, what is drawn must be the number that is kept; resampling brings it nearer."""
-    pipe = ideal()
-    picture = torch.full((64, 1, 4, 4), 0.8)
+def test_inpainting_with_resampling_draws_from_the_conditional():
+    """Correlated Gaussian pixels, half of them kept: the mean and deviation of the others are known, and resampling approaches them."""
+    pipe, pixels, value = ideal(), 8, 0.8
+    pipe.unet.share = 0.5
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:, :2] = True
-    error = {}
-    options = {"image": picture, "mask_image": mask, "num_inference_steps": 20, "output_type": "latent"}
-    for times in (1, 5):
-        drawn = pipe(64, num_resamples=times, generator=seeded(), **options)
-        error[times] = (drawn.images[:, :, :, :2] - 0.8).square().mean().sqrt().item()
-    assert error[5] < 0.1 and error[5] < 0.5 * error[1], error
+    wanted = 0.5 * pixels / (0.5 * pixels + 0.5)  # regression of one pixel on the eight that are kept
+    options = {"image": torch.full((1, 1, 4, 4), value), "mask_image": mask, "num_inference_steps": 50, "output_type": "latent"}
+    off = {}
+    for times in (1, 10):
+        drawn = pipe(1000, num_resamples=times, generator=seeded(), **options).images[:, :, :, :2]
+        off[times] = abs(drawn.mean().item() - wanted * value), abs(drawn.std().item() / (1 - 0.5 * wanted) ** 0.5 - 1)
+    assert off[10][0] < 0.05 and off[10][1] < 0.25, off  # five standard errors of the mean are 0.05; 50 steps cost the deviation a sixth
+    assert off[1][0] > 0.1, off  # replacement alone is biased
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
