@@ -51,7 +51,6 @@ class DiffusionImagePipeline(GenerativePipeline):
 
     model_cpu_offload_seq = "unet->transformer->vae->vqvae"
     pipeline_tag = "unconditional-image-generation"
-    card_example = "image = pipe().images[0]"
     _optional_components = ["unet", "transformer", "vae", "vqvae"]
     _callback_tensor_inputs = ["latents"]
 
@@ -194,6 +193,11 @@ class DiffusionImagePipeline(GenerativePipeline):
         finally:
             self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def card_example(self) -> str:
+        """The call in the model card's snippet."""
+        return f"image = pipe({'' if self.num_classes is None else 'class_labels=0'}).images[0]"
 
     # -------------------------------------------------------------------------------------------------- noise of a picture, and back
 

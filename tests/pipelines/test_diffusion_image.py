@@ -444,6 +444,7 @@ def test_inpainting_keeps_what_the_mask_keeps(name):
 def test_inpainting_with_resampling_draws_from_the_conditional():
     """Correlated Gaussian pixels, half of them kept: the mean and deviation of the others are known, and resampling approaches them."""
     pipe, pixels, value = ideal(), 8, 0.8
+    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, variance_type="fixed_large")  # the small one narrows in 50 steps
     pipe.unet.share = 0.5
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:, :2] = True
@@ -453,7 +454,7 @@ def test_inpainting_with_resampling_draws_from_the_conditional():
     for times in (1, 10):
         drawn = pipe(1000, num_resamples=times, generator=seeded(), **options).images[:, :, :, :2]
         off[times] = abs(drawn.mean().item() - wanted * value), abs(drawn.std().item() / (1 - 0.5 * wanted) ** 0.5 - 1)
-    assert off[10][0] < 0.05 and off[10][1] < 0.25, off  # five standard errors of the mean are 0.05; 50 steps cost the deviation a sixth
+    assert off[10][0] < 0.05 and off[10][1] < 0.05, off  # five standard errors of the mean are 0.05
     assert off[1][0] > 0.1, off  # replacement alone is biased
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from gen_pipelines import AutoPipeline, DiffusionImagePipeline
 from gen_pipelines.pipelines.pictures import as_pictures
-from gen_pipelines.training.config import Recipe, build
+from gen_pipelines.training.config import Recipe, build, load_recipe
 from gen_pipelines.training.run import train
 from gen_pipelines.training.state import checkpoints
 from gen_pipelines.training.tasks import make_task
-from tests.training.test_trainer import content
+from tests.training.test_trainer import GRADIENTS, content, finish, start
 
 UNET = {
     "class": "UNet2DModel",
@@ -144,6 +145,16 @@ def test_latents_of_a_given_autoencoder(digits, tmp_path):
     assert pipe(class_labels=[1, 2], num_inference_steps=2).images[1].size == (8, 8)
 
 
+@pytest.mark.parametrize("name", ["ddpm", "flow"])
+def test_the_recipes_for_mnist_fit_their_budget(name, digits):
+    path = Path(__file__).parents[2] / "configs" / "mnist" / f"{name}.yaml"
+    task = make_task(load_recipe(path, [f"data.name={digits}"]))
+    assert sum(p.numel() for p in task.networks["denoiser"].parameters()) <= 1_000_000
+    pipe = task.pipeline(task.networks)
+    assert (pipe.picture_size, pipe.latents_shape(1), pipe.null_class) == ((28, 28), (1, 1, 32, 32), 10)
+    assert pipe.parameterization.prediction == {"ddpm": "epsilon", "flow": "flow_prediction"}[name]
+
+
 WRONG = {
     "no denoiser": ({"model": {}}, "model.denoiser is missing"),
     "small": ({"model": {"denoiser": {**UNET, "sample_size": 4}}}, "sample_size: 4, but the pictures are 8 x 8; set it to 8"),
@@ -165,6 +176,21 @@ def test_a_wrong_recipe_is_one_error_before_any_training(name, digits):
         settings[group] = values if group == "model" else settings[group] | values
     with pytest.raises(ValueError, match=message):
         make_task(build(Recipe, settings, "recipe"))
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradients_of_one(digits, tmp_path):
+    """Two gloo processes and one with the whole batch: labels, their dropping, times and noise belong to the samples."""
+    settings = recipe(digits, {**UNET, "dropout": 0.0}, steps=2, checkpoint_every=0, max_grad_norm=None)
+    settings["optimizer"]["eps"] = 1e-3  # Adam divides by the gradient's size: without it, rounding of tiny ones becomes the update
+    path = written(settings, tmp_path)
+    finish(start(path, tmp_path / "one", code=GRADIENTS))
+    finish(start(path, tmp_path / "two", ranks=2, code=GRADIENTS))
+    one, two = (load_file(f"{tmp_path / name}.gradients") for name in ("one", "two"))
+    assert one.keys() == two.keys() and one
+    scale = max(gradient.abs().max().item() for gradient in one.values())
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.slow
