@@ -95,6 +95,10 @@ class Affine(NamedTuple):
     eps_from_x: float
     eps_from_output: float
 
+    def weighted(self, c_0: float, c_eps: float) -> tuple[float, float]:
+        """(from_x, from_output) of c_0 x_0 + c_eps eps."""
+        return c_0 * self.x_0_from_x + c_eps * self.eps_from_x, c_0 * self.x_0_from_output + c_eps * self.eps_from_output
+
 
 def _expand(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value

@@ -31,8 +31,9 @@ One file, named after the solver, with two things in it: a *pure update function
          noise = self._noise(x_0, generator) if ... else None        # one generator, or one per sample
          return self._end(update(x_0, eps, stage.here, stage.there, noise), x_0, sample, i, return_dict)
 
-     Deterministic first-order moves may use `self._first_order(model_output, sample, i)` instead of `_predict` and the update: the same
-     result with the conversion and the move folded into one linear map.
+     Where x moves to c_0 x_0 + c_eps eps (and noise), `prev, x_0 = self._move(model_output, sample, i)` does it instead of `_predict` and
+     the update: the same result with the conversion and the move folded into one linear map, and x_0 left until somebody reads it. The
+     coefficients are the stage's `weights`, by default those of `there`.
 3. Register it: `_EXPORTS` of `gen_pipelines/__init__.py` and `SCHEDULERS` of `schedulers/__init__.py`. The tests loop over the registry.
 
 The state is always in the coordinates of the network's own path, x = alpha x_0 + sigma eps.
@@ -40,14 +41,13 @@ The state is always in the coordinates of the network's own path, x = alpha x_0 
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -59,7 +59,7 @@ from ..processes.level import Level
 from ..processes.linear import LinearPath
 from ..processes.parameterization import FIELD_NAMES, Affine, Parameterization
 
-__all__ = ["FLOW_NETWORK", "VP_NETWORK", "GaussianScheduler", "SchedulerMixin", "SchedulerOutput", "Stage", "combine"]
+__all__ = ["FLOW_NETWORK", "VP_NETWORK", "GaussianScheduler", "SchedulerMixin", "SchedulerOutput", "Stage", "combine", "owned"]
 
 # what diffusers' classes assume of a network when the constructor is not told
 VP_NETWORK: dict[str, Any] = {
@@ -85,17 +85,40 @@ _NETWORK_ARGUMENTS = (*VP_NETWORK, "clip_sample_range", "thresholding", "dynamic
 _NETWORK_ARGUMENTS += ("use_flow_sigmas", "sigma_data", "clip_denoised", "invert_sigmas", "timestep_type", "parameterization")
 
 
-@dataclass
-class SchedulerOutput(BaseOutput):
-    """What `step` returns.
+class SchedulerOutput:
+    """What `step` returns; by attribute, by name or position in brackets, or `to_tuple()`.
 
     Args:
         prev_sample: the sample after the step, shape (B, *event), the dtype of the sample that came in.
-        pred_original_sample: the network's estimate of x_0 (clipped if its config says so), shape (B, *event), float32 or better.
+        pred_original_sample: the network's estimate of x_0 (clipped if its config says so), shape (B, *event), float32 or better; or a
+            function that gives it. Loops seldom read it, so it is computed when they do.
+
+    Raises:
+        RuntimeError: `pred_original_sample` is read for the first time after the sample or the network's output were changed in place.
     """
 
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
+    __slots__ = ("_x_0", "prev_sample")
+
+    def __init__(self, prev_sample: Tensor, pred_original_sample: Tensor | Callable[[], Tensor] | None = None) -> None:
+        self.prev_sample = prev_sample
+        self._x_0 = pred_original_sample
+
+    @property
+    def pred_original_sample(self) -> Tensor | None:
+        """The estimate of x_0, shape (B, *event)."""
+        if callable(self._x_0):
+            self._x_0 = self._x_0()
+        return self._x_0
+
+    def to_tuple(self) -> tuple[Tensor, Tensor | None]:
+        """(prev_sample, pred_original_sample)."""
+        return self.prev_sample, self.pred_original_sample
+
+    def __getitem__(self, key: int | str | slice) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __repr__(self) -> str:
+        return f"SchedulerOutput(prev_sample={self.prev_sample}, pred_original_sample={self.pred_original_sample})"
 
 
 @dataclass
@@ -110,6 +133,7 @@ class Stage:
         raised: the level after noise is added at the end of the stage; None adds none.
         first: whether the stage begins a step (a predictor); loops may start there.
         node: the number of the grid node.
+        weights: what x_0 and eps are multiplied by in `_move`; None is (alpha, sigma) of `there`.
         data: whatever else the solver computed for this stage.
     """
 
@@ -120,28 +144,52 @@ class Stage:
     raised: Level | None = None
     first: bool = True
     node: int = 0
+    weights: tuple[float, float] | None = None
     data: Any = None
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) < 1e-12
 
 
 def combine(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     """a x + b y with no needless operation; a new tensor unless it is x or y itself."""
-    if b == 0.0:
-        return x if _close(a, 1.0) else x * a
     if a == 0.0:
-        return y if _close(b, 1.0) else y * b
-    return torch.add(x if _close(a, 1.0) else x * a, y, alpha=b)
+        return y if abs(b - 1.0) < 1e-12 else y * b
+    if abs(a - 1.0) < 1e-12:
+        return x if b == 0.0 else x.add(y, alpha=b)
+    return x * a if b == 0.0 else (x * a).add_(y, alpha=b)
+
+
+def owned(estimate: Tensor, model_output: Tensor) -> Tensor:
+    """An estimate that is kept: a copy if it lies in the network's own output, which a compiled network may overwrite."""
+    return estimate.clone() if estimate.data_ptr() == model_output.data_ptr() else estimate
 
 
 def _same_time(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-6 * max(1.0, abs(a))  # times may have been through float32
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor if tensor.dtype in _WIDE else tensor.float()
+
+
+def _when_read(x_0: Affine, x: Tensor, output: Tensor) -> Tensor | Callable[[], Tensor]:
+    """x_0 from the state and the network's output, left until it is read; at once in inference mode, where no change would be noticed."""
+    try:
+        versions = x._version, output._version
+    except RuntimeError:  # tensors of inference mode do not count how often they were written to
+        return combine(x_0.x_0_from_x, x, x_0.x_0_from_output, output)
+
+    def estimate() -> Tensor:
+        if versions != (x._version, output._version):
+            raise RuntimeError(
+                "SchedulerOutput.pred_original_sample is computed when it is first read, and the sample or the network's output that it is "
+                "computed from has been changed in place since; read it earlier, or call step with return_dict=False: that computes it at "
+                "once."
+            )
+        return combine(x_0.x_0_from_x, x, x_0.x_0_from_output, output)
+
+    return estimate
 
 
 class GaussianScheduler(SchedulerMixin, ConfigMixin):
@@ -374,13 +422,7 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
         self._stages = self.plan(grid)
         self._affine: list[Affine] = [p.affine(s.t, s.here) for s in self._stages]
         self._input_scales = [p.input_scale(s.here) for s in self._stages]
-        self._moves = [
-            (
-                s.there.alpha * a.x_0_from_x + s.there.sigma * a.eps_from_x,
-                s.there.alpha * a.x_0_from_output + s.there.sigma * a.eps_from_output,
-            )
-            for s, a in zip(self._stages, self._affine, strict=True)
-        ]
+        self._moves = [a.weighted(*(s.weights or s.there)) for s, a in zip(self._stages, self._affine, strict=True)]
         times = [s.network_time for s in self._stages]
         whole = p.time_input == "index" and all(float(t).is_integer() for t in times)
         self._timesteps = torch.tensor(times, dtype=torch.float64).to(torch.int64 if whole else torch.float32)
@@ -483,6 +525,10 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
 
     def _begin(self, timestep: float | Tensor) -> int:
         """The position for this `step`. A loop that starts again or jumps is followed, and forgets the history."""
+        i = self._step_index
+        if i and i < len(self._values) and isinstance(timestep, Tensor):
+            if timestep.data_ptr() == self._timesteps.data_ptr() + i * self._stride:
+                return i  # as in nearly every step: the next element of `timesteps`
         i = self._position(timestep, "step")
         if i != self._step_index:
             if self._step_index is not None or i != 0:
@@ -526,19 +572,30 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
             return x_0, combine(1 / here.sigma, sample, -here.alpha / here.sigma, x_0)
         return x_0, combine(a.eps_from_x, sample, a.eps_from_output, model_output)
 
-    def _first_order(self, model_output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """(x at `there`, x_0) for x = alpha x_0 + sigma eps with the estimates of stage `i` held fixed: the first-order move of every
-        deterministic solver (DDIM, Euler in sigma, in flow time: Salimans & Ho 2022, https://arxiv.org/abs/2202.00512, eq. 8)."""
+    def _move(self, model_output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor | Callable[[], Tensor]]:
+        """(c_0 x_0 + c_eps eps, x_0) with the `weights` of stage `i`, a new tensor and what `_end` takes; float32 or better.
+
+        With the weights of `there` it is the first-order move of every deterministic solver (DDIM, Euler in sigma, in flow time: Salimans
+        & Ho 2022, https://arxiv.org/abs/2202.00512, eq. 8).
+        """
+        stage = self._stages[i]
         if self._network.limits_x_0:
             x_0, eps = self._predict(model_output, sample, i)
-            there = self._stages[i].there
-            return combine(there.alpha, x_0, there.sigma, eps), x_0
+            c_0, c_eps = stage.weights or stage.there
+            return combine(c_0, x_0, c_eps, eps), x_0
         model_output, sample, _ = self._split(model_output, sample)
-        a, (from_x, from_output) = self._affine[i], self._moves[i]
-        x_0 = combine(a.x_0_from_x, sample, a.x_0_from_output, model_output)
-        if self._stages[i].there.sigma == 0.0 and self._stages[i].there.alpha == 1.0:
-            return x_0, x_0
-        return combine(from_x, sample, from_output, model_output), x_0
+        from_x, from_output = self._moves[i]
+        x_0 = _when_read(self._affine[i], sample, model_output)
+        return owned(combine(from_x, sample, from_output, model_output), model_output), x_0
+
+    def _weigh(self, model_output: Tensor, sample: Tensor, i: int, c_0: float, c_eps: float) -> Tensor:
+        """c_0 x_0 + c_eps eps with the estimates of stage `i`, float32 or better; it may be the network's own tensor."""
+        if self._network.limits_x_0:
+            x_0, eps = self._predict(model_output, sample, i)
+            return combine(c_0, x_0, c_eps, eps)
+        model_output, sample, _ = self._split(model_output, sample)
+        from_x, from_output = self._affine[i].weighted(c_0, c_eps)
+        return combine(from_x, sample, from_output, model_output)
 
     def _noise(self, like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
         """Standard normal noise of the shape, dtype and device of `like`, drawn in diffusers' order; one generator, or one per sample."""
@@ -551,11 +608,16 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
                 )
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    def _end(self, prev: Tensor, x_0: Tensor, sample: Tensor, i: int, return_dict: bool) -> SchedulerOutput | tuple[Tensor, Tensor]:
+    def _end(
+        self, prev: Tensor, x_0: Tensor | Callable[[], Tensor], sample: Tensor, i: int, return_dict: bool
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Advance the counter and hand over the result in the sample's dtype."""
         self._step_index = i + 1
-        prev = prev if prev.dtype == sample.dtype else prev.to(sample.dtype)
-        return SchedulerOutput(prev_sample=prev, pred_original_sample=x_0) if return_dict else (prev, x_0)
+        if prev.dtype is not sample.dtype:
+            prev = prev.to(sample.dtype)
+        if return_dict:
+            return SchedulerOutput(prev, x_0)
+        return prev, x_0() if callable(x_0) else x_0
 
     # ------------------------------------------------------------------ noising
 
@@ -568,17 +630,27 @@ class GaussianScheduler(SchedulerMixin, ConfigMixin):
                 level. After `set_begin_index` the level is that of the loop's position, as in diffusers.
         Returns: shape (B, *event), dtype of the samples.
         """
+        x_0, eps = _wide(original_samples), _wide(noise)
         level = self._level_for(timesteps)
         if level is not None:
-            alpha, sigma = level
+            noisy = (x_0 * level.alpha).add_(eps, alpha=level.sigma)
         else:
-            p = self.parameterization
-            timesteps = torch.as_tensor(timesteps, device=original_samples.device)
-            t = p.path_time(timesteps if timesteps.device.type == "mps" else timesteps.double())
-            dtype = torch.promote_types(original_samples.dtype, torch.float32)
-            shape = (-1,) + (1,) * (original_samples.ndim - 1)
-            alpha, sigma = p.path.alpha(t).to(dtype).reshape(shape), p.path.sigma(t).to(dtype).reshape(shape)
-        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+            alpha, sigma = self._levels_at(torch.as_tensor(timesteps, device=x_0.device).reshape((-1,) + (1,) * (x_0.ndim - 1)), x_0.dtype)
+            noisy = torch.addcmul(alpha * x_0, sigma, eps)
+        return noisy.to(original_samples.dtype)
+
+    def _levels_at(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at what the network would be given, each of the shape of `timesteps`; whole indices are looked up."""
+        p = self.parameterization
+        if timesteps.dtype in (torch.int64, torch.int32) and p.time_input == "index":
+            key = (p, timesteps.device, dtype)
+            if self.__dict__.get("_table_key") != key:
+                bars = p.path.alphas_cumprod
+                self._table = torch.stack([bars.sqrt(), (1 - bars).sqrt()]).to(timesteps.device, dtype)
+                self._table_key = key
+            return tuple(self._table.index_select(1, timesteps.reshape(-1)).reshape(2, *timesteps.shape))
+        t = p.path_time(timesteps if timesteps.device.type == "mps" else timesteps.double())
+        return p.path.alpha(t).to(dtype), p.path.sigma(t).to(dtype)
 
     def _level_for(self, timesteps: Tensor) -> Level | None:
         """The level where it is known without reading the tensor."""

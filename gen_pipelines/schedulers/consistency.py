@@ -13,7 +13,7 @@ from ..processes.discrete_vp import DiscreteVPPath
 from ..processes.grids import Grid, GridOptions
 from ..processes.level import Level
 from ..processes.ve import VEPath
-from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine
+from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine, owned
 from .updates import first_order_update, raise_level
 
 __all__ = ["RULES", "ConsistencyScheduler", "lcm_scalings", "renoise"]
@@ -170,6 +170,7 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
         if rule == "tcd" and isinstance(p.path, DiscreteVPPath):
             stages[-1].there = p.path.level(0.0)
         self._kind, self._cleaner = rule, {}
+        self._boundary = p.boundary_sigma if p.prediction == "consistency" else 0.0
         return stages
 
     def _cleaner_levels(self, gamma: float) -> list[Level]:
@@ -207,7 +208,7 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
         x_0, eps = self._predict(model_output, sample, i, consistent=self._kind != "tcd")
         if self._kind == "tcd":
             cleaner = self._cleaner_levels(eta)[i]
-            prev = first_order_update(x_0, eps, cleaner) if cleaner.sigma > 0.0 else x_0
+            prev = first_order_update(x_0, eps, cleaner) if cleaner.sigma > 0.0 else owned(x_0, model_output)
             if eta > 0.0 and not last:
                 prev = raise_level(prev, cleaner, stage.there, self._noise(prev, generator), self.config["s_noise"])
             return self._end(prev, x_0, sample, i, return_dict)
@@ -215,7 +216,6 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
             c_skip, c_out = stage.data
             x_0 = combine(c_skip, sample.to(x_0.dtype), c_out, x_0)
         if last:
-            return self._end(x_0, x_0, sample, i, return_dict)
-        boundary = self._network.boundary_sigma if self._network.prediction == "consistency" else 0.0
-        prev = renoise(x_0, stage.there, self._noise(x_0, generator), boundary, self.config["s_noise"])
+            return self._end(owned(x_0, model_output), x_0, sample, i, return_dict)
+        prev = renoise(x_0, stage.there, self._noise(x_0, generator), self._boundary, self.config["s_noise"])
         return self._end(prev, x_0, sample, i, return_dict)

@@ -59,12 +59,12 @@ class DDIMScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
-        stage = self._stages[i]
         if eta == 0.0 and not self._network.limits_x_0:
-            prev, x_0 = self._first_order(model_output, sample, i)
+            prev, x_0 = self._move(model_output, sample, i)
             return self._end(prev, x_0, sample, i, return_dict)
         if variance_noise is not None and generator is not None:
             raise ValueError("DDIMScheduler.step: variance_noise and generator are both given; the noise comes from one of them.")
+        stage = self._stages[i]
         x_0, eps = self._predict(model_output, sample, i, consistent=use_clipped_model_output)
         noise = variance_noise
         if eta > 0.0 and noise is None and stage.there.sigma > 0.0:

@@ -63,7 +63,7 @@ class DDIMInverseScheduler(GaussianScheduler, SchedulerMixin):
             # x = alpha x_0 + sigma eps holds at the level of the state
             x_0 = [(1 - lower.sigma * a.eps_from_x) / lower.alpha, -lower.sigma * a.eps_from_output / lower.alpha]
             self._affine[i] = a = Affine(*x_0, a.eps_from_x, a.eps_from_output)
-            self._moves[i] = tuple(there.alpha * x + there.sigma * e for x, e in zip(a[:2], a[2:], strict=True))
+            self._moves[i] = a.weighted(*there)
             stage.here = lower
         ends = [*(s.here for s in self._stages), self._stages[-1].there]
         self._sigmas = torch.tensor([sigma_of_level(p, level) for level in ends], dtype=torch.float32)
@@ -95,5 +95,5 @@ class DDIMInverseScheduler(GaussianScheduler, SchedulerMixin):
             there = self._stages[i].there
             x_0, eps = self._predict(model_output, sample, i, consistent=False)
             return self._end(combine(there.alpha, x_0, there.sigma, eps), x_0, sample, i, return_dict)
-        prev, x_0 = self._first_order(model_output, sample, i)
+        prev, x_0 = self._move(model_output, sample, i)
         return self._end(prev, x_0, sample, i, return_dict)

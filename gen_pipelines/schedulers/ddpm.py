@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..processes.grids import Grid
 from ..processes.level import Level
-from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine
+from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine, owned
 from .updates import posterior_coefficients, posterior_std, transition_variance
 
 __all__ = ["DDPMScheduler", "posterior_update", "upper_std"]
@@ -93,7 +93,8 @@ class DDPMScheduler(GaussianScheduler, SchedulerMixin):
         x_0 = self._x_0(model_output, x, i)
         noise = self._noise(x_0, generator) if stage.there.sigma > 0.0 else None
         std = self._std(stage.data, learned) if noise is not None else 0.0
-        return self._end(posterior_update(x_0, x, stage.here, stage.there, std, noise), x_0, sample, i, return_dict)
+        prev = posterior_update(x_0, x, stage.here, stage.there, std, noise)
+        return self._end(owned(prev, model_output), x_0, sample, i, return_dict)
 
     def _std(self, ends: tuple[float, float], learned: Tensor | None) -> float | Tensor:
         small, large = ends

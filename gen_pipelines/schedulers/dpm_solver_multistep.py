@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..processes.grids import Grid
 from ..processes.level import Level
-from .base import SchedulerMixin, SchedulerOutput, Stage
+from .base import SchedulerMixin, SchedulerOutput, Stage, owned
 from .multistep import NO_MOVE, SHORTEST, MultistepScheduler, Weights, kernel_moments, multistep_update, propagation
-from .updates import owned
 
 __all__ = ["ALGORITHMS", "DPMSolverMultistepScheduler", "dpm_solver_weights"]
 

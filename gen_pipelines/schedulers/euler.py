@@ -85,8 +85,8 @@ class EulerScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
+        prev, x_0 = self._move(model_output, sample, i)
         stage = self._stages[i]
-        prev, x_0 = self._first_order(model_output, sample, i)
         if stage.raised is not None:
             prev = raise_level(prev, stage.there, stage.raised, self._noise(prev, generator), self.config["s_noise"])
         return self._end(prev, x_0, sample, i, return_dict)

@@ -1,12 +1,14 @@
 """Euler's method with the noise of ancestral sampling."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput
-from .updates import ancestral_update
+from ..processes.grids import Grid
+from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage
+from .updates import posterior_std
 
 __all__ = ["EulerAncestralScheduler"]
 
@@ -28,6 +30,14 @@ class EulerAncestralScheduler(GaussianScheduler, SchedulerMixin):
     grid_defaults: ClassVar[dict[str, Any]] = {"timestep_spacing": "linspace"}
     network_defaults: ClassVar[dict[str, Any]] = VP_NETWORK
 
+    def plan(self, grid: Grid) -> list[Stage]:
+        """One stage per node; `data` is sigma_up, and the rest of the move is down to sigma_down."""
+        stages = super().plan(grid)
+        for stage in stages:
+            stage.data = up = posterior_std(stage.here, stage.there)
+            stage.weights = (stage.there.alpha, math.sqrt(max(stage.there.sigma**2 - up**2, 0.0)))
+        return stages
+
     def step(
         self,
         model_output: Tensor,
@@ -46,9 +56,8 @@ class EulerAncestralScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
-        stage = self._stages[i]
-        x_0, eps = self._predict(model_output, sample, i)
-        if stage.there.sigma == 0.0:
-            return self._end(x_0, x_0, sample, i, return_dict)
-        noise = self._noise(x_0, generator)
-        return self._end(ancestral_update(x_0, eps, stage.here, stage.there, 1.0, noise), x_0, sample, i, return_dict)
+        prev, x_0 = self._move(model_output, sample, i)
+        up = self._stages[i].data
+        if up > 0.0:
+            prev = prev.add(self._noise(prev, generator), alpha=up)
+        return self._end(prev, x_0, sample, i, return_dict)

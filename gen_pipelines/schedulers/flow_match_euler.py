@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import FLOW_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput
+from ..processes.grids import Grid
+from .base import FLOW_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, owned
 from .updates import first_order_update
 
 __all__ = ["FlowMatchEulerScheduler"]
@@ -28,6 +29,11 @@ class FlowMatchEulerScheduler(GaussianScheduler, SchedulerMixin):
     network_defaults: ClassVar[dict[str, Any]] = FLOW_NETWORK
     flow_grid = True
 
+    def plan(self, grid: Grid) -> list[Stage]:
+        """One stage per node."""
+        self._draws = bool(self.config["stochastic_sampling"])
+        return super().plan(grid)
+
     def step(
         self,
         model_output: Tensor,
@@ -46,10 +52,10 @@ class FlowMatchEulerScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
-        if not self.config["stochastic_sampling"]:
-            prev, x_0 = self._first_order(model_output, sample, i)
+        if not self._draws:
+            prev, x_0 = self._move(model_output, sample, i)
             return self._end(prev, x_0, sample, i, return_dict)
         there = self._stages[i].there
         x_0, _ = self._predict(model_output, sample, i)
-        prev = first_order_update(x_0, self._noise(x_0, generator), there) if there.sigma > 0.0 else x_0
+        prev = first_order_update(x_0, self._noise(x_0, generator), there) if there.sigma > 0.0 else owned(x_0, model_output)
         return self._end(prev, x_0, sample, i, return_dict)

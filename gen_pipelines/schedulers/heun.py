@@ -1,5 +1,6 @@
 """Heun's second-order method for the probability-flow ODE, with EDM's churn."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -7,11 +8,11 @@ from torch import Tensor
 
 from ..processes.grids import Grid
 from ..processes.level import Level
-from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage
+from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, owned
 from .euler import CHURN_DEFAULTS, churned
-from .updates import first_order_update, owned, raise_level
+from .updates import raise_level
 
-__all__ = ["HeunScheduler", "heun_update", "slope_width"]
+__all__ = ["HeunScheduler", "slope_width"]
 
 
 def slope_width(here: Level, there: Level, flow_time: bool = False) -> float:
@@ -26,25 +27,13 @@ def slope_width(here: Level, there: Level, flow_time: bool = False) -> float:
     return end * (there.sigma / end - here.sigma / start)
 
 
-def heun_update(x: Tensor, slope: Tensor, slope_there: Tensor, width: float) -> Tensor:
-    """Heun's correction of an Euler step: the mean of the slopes at both ends instead of the slope at the start.
-
-    Args:
-        x: where the Euler step landed, shape (B, *event).
-        slope, slope_there: at the start of the step, and at x.
-        width: `slope_width` of the step.
-    Returns: the corrected x, shape (B, *event).
-    References: Karras et al. 2022, algorithm 2, lines 9 to 11, https://arxiv.org/abs/2206.00364
-    """
-    return torch.add(x, slope_there - slope, alpha=0.5 * width)
-
-
 class HeunScheduler(GaussianScheduler, SchedulerMixin):
     """Second-order steps in sigma / alpha: an Euler step, a network evaluation where it lands, a step with the mean of both slopes.
 
     A step takes two evaluations, laid out in `timesteps` (2 N - 1 of them: the step that ends the grid is Euler's). A step that starts in
-    pure noise, where sigma / alpha is infinite, is taken in flow time. Churn adds noise at the end of the step before, so that the network
-    sees the raised level, as in EDM (diffusers' Heun has no churn).
+    pure noise, where sigma / alpha is infinite, is taken in flow time. The second stage, which begins where Euler's step landed, adds half
+    the step's width times the difference of the slopes at both ends (lines 9 to 11). Churn adds noise at the end of the step before, so
+    that the network sees the raised level, as in EDM (diffusers' Heun has no churn).
 
     Args:
         s_churn, s_tmin, s_tmax, s_noise, interpolation_type: as in `EulerScheduler`.
@@ -59,17 +48,23 @@ class HeunScheduler(GaussianScheduler, SchedulerMixin):
     in_flow_time: ClassVar[bool] = False
 
     def plan(self, grid: Grid) -> list[Stage]:
-        """Euler's stage at every node, and between two nodes the correction; `data` holds (in flow time or not, width)."""
+        """Euler's stage at every node, and between two nodes the correction x + width / 2 (slope there - slope).
+
+        `data` holds what x_0 and eps are multiplied by in the slope, and half the width; a correction's `weights` leave out the old slope.
+        """
         nodes = churned(self.parameterization, grid, self.config)
         stages = []
         for i, (t, network_time, here) in enumerate(nodes):
             there = grid.levels[i + 1]
             flow_time = self.in_flow_time or here.alpha == 0.0
-            data = (flow_time, slope_width(here, there, flow_time))
-            stages.append(Stage(t, network_time, here, there, node=i, data=data))
+            slope = (-1.0 if flow_time else 0.0, 1.0)
+            half = 0.5 * slope_width(here, there, flow_time)
+            stages.append(Stage(t, network_time, here, there, node=i, data=(slope, half)))
             if i + 1 < len(nodes):
-                raised = None if nodes[i + 1][2] == there else nodes[i + 1][2]
-                stages.append(Stage(grid.times[i + 1], grid.network_times[i + 1], there, there, raised, first=False, node=i, data=data))
+                after = replace(stages[-1], t=grid.times[i + 1], network_time=grid.network_times[i + 1], here=there, first=False)
+                after.weights = (there.alpha + half * slope[0], there.sigma + half * slope[1])
+                after.raised = None if nodes[i + 1][2] == there else nodes[i + 1][2]
+                stages.append(after)
         return stages
 
     def reset(self) -> None:
@@ -95,16 +90,11 @@ class HeunScheduler(GaussianScheduler, SchedulerMixin):
         """
         i = self._begin(timestep)
         stage = self._stages[i]
-        x_0, eps = self._predict(model_output, sample, i)
-        flow_time, width = stage.data
-        slope = eps - x_0 if flow_time else eps
+        prev, x_0 = self._move(model_output, sample, i)
         if stage.first:
-            prev = first_order_update(x_0, eps, stage.there) if stage.there.sigma > 0.0 else x_0
-            self._slope = owned(slope, model_output)
+            self._slope = owned(self._weigh(model_output, sample, i, *stage.data[0]), model_output)
         else:
-            prev = sample.to(x_0.dtype)
-            if self._slope is not None:
-                prev = heun_update(prev, self._slope, slope, width)
+            prev = sample.to(prev.dtype) if self._slope is None else prev.add(self._slope, alpha=-stage.data[1])
             self._slope = None
         if stage.raised is not None:
             prev = raise_level(prev, stage.there, stage.raised, self._noise(prev, generator), self.config["s_noise"])

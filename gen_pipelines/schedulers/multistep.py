@@ -39,12 +39,8 @@ def multistep_update(x: Tensor, outputs: Sequence[Tensor], weights: Weights, noi
         noise: standard normal, same shape; required where `weights.noise` > 0.
     Returns: shape (B, *event).
     """
-    first, *rest = weights.outputs
-    if weights.from_x == 0.0:
-        out = outputs[0] * first
-    else:
-        out = torch.add(x * weights.from_x, outputs[0], alpha=first)
-    for weight, output in zip(rest, outputs[1:], strict=False):
+    out = x * weights.from_x if weights.from_x != 0.0 else torch.zeros_like(x)
+    for weight, output in zip(weights.outputs, outputs, strict=False):
         out.add_(output, alpha=weight)
     return out if weights.noise == 0.0 else out.add_(noise, alpha=weights.noise)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..processes.grids import Grid, GridOptions
 from ..processes.level import Level
-from .base import FLOW_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine
+from .base import FLOW_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage
 
 __all__ = ["RectifiedFlowScheduler", "flow_time_of"]
 
@@ -63,12 +63,12 @@ class RectifiedFlowScheduler(GaussianScheduler, SchedulerMixin):
     def _watch(self, v: Tensor, length: float, i: int) -> None:
         """Welford's update of the mean velocity, which is (end - start) over the time passed, and of the spread about it."""
         if i == 0 or self._mean is None:
-            self._done, self._first, self._mean, self._spread = length, i, v, v.new_zeros(v.shape[:1])
+            self._done, self._first, self._mean, self._spread = length, i, v.clone(), v.new_zeros(v.shape[:1])
             return
         self._done += length
         away = v - self._mean
-        self._mean = torch.add(self._mean, away, alpha=length / self._done)
-        self._spread = torch.add(self._spread, (away * (v - self._mean)).reshape(len(v), -1).sum(1), alpha=length)
+        self._mean = self._mean.add(away, alpha=length / self._done)
+        self._spread = self._spread.add((away * (v - self._mean)).reshape(len(v), -1).sum(1), alpha=length)
 
     def step(
         self,
@@ -88,7 +88,7 @@ class RectifiedFlowScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
-        there = self._stages[i].there
-        x_0, eps = self._predict(model_output, sample, i)
-        self._watch(eps - x_0, self._stages[i].data, i)
-        return self._end(combine(there.alpha, x_0, there.sigma, eps), x_0, sample, i, return_dict)
+        prev, x_0 = self._move(model_output, sample, i)
+        velocity = self._weigh(model_output, sample, i, -1.0, 1.0)  # eps - x_0
+        self._watch(velocity, self._stages[i].data, i)
+        return self._end(prev, x_0, sample, i, return_dict)

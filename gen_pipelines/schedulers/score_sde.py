@@ -1,6 +1,7 @@
 """The reverse SDE: Euler-Maruyama, with Langevin steps between if asked (predictor-corrector)."""
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from ..processes.grids import Grid
 from ..processes.level import Level
 from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage
 
-__all__ = ["ScoreSDEScheduler", "langevin_coefficients", "reverse_sde_coefficients", "sde_update"]
+__all__ = ["ScoreSDEScheduler", "langevin_coefficients", "reverse_sde_coefficients"]
 
 _LARGEST = 0.5  # in units of lambda, of one step's noise; beyond 1 Euler-Maruyama is unstable
 
@@ -52,20 +53,6 @@ def langevin_coefficients(here: Level, snr: float) -> tuple[float, float, float]
     return here.alpha, kept * here.sigma, here.sigma * math.sqrt(1 - kept**2)
 
 
-def sde_update(x_0: Tensor, eps: Tensor, coefficients: tuple[float, float, float], noise: Tensor | None) -> Tensor:
-    """c_0 x_0 + c_eps eps + std z.
-
-    Args:
-        x_0, eps: the network's two estimates, shape (B, *event).
-        coefficients: (c_0, c_eps, std).
-        noise: standard normal, same shape; required where std > 0.
-    Returns: shape (B, *event).
-    """
-    c_0, c_eps, std = coefficients
-    x = torch.add(c_0 * x_0, eps, alpha=c_eps)
-    return x if std == 0.0 else x.add_(noise, alpha=std)
-
-
 class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
     """Euler-Maruyama steps of the reverse SDE, on any path; with `correct_steps`, Langevin steps at every node before them.
 
@@ -86,7 +73,7 @@ class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
     network_defaults: ClassVar[dict[str, Any]] = VP_NETWORK
 
     def plan(self, grid: Grid) -> list[Stage]:
-        """Per node `correct_steps` Langevin stages, then the step; `data` holds (c_0, c_eps, std)."""
+        """Per node `correct_steps` Langevin stages, then the step; `weights` are (c_0, c_eps), `data` is std."""
         p, count = self.parameterization, self.config["correct_steps"]
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"ScoreSDEScheduler: correct_steps = {count!r}; give a whole number, 0 for none.")
@@ -96,14 +83,13 @@ class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
         flow_time = p.path.name == "linear" or p.trained_lambda_range[0] == -math.inf
         stages = []
         for stage in super().plan(grid):
-            ends = (stage.t, stage.network_time, stage.here)
-            langevin = langevin_coefficients(stage.here, self.config["snr"])
-            stages += [Stage(*ends, stage.here, first=k == 0, node=stage.node, data=langevin) for k in range(count)]
-            stage.data = reverse_sde_coefficients(stage.here, stage.there, flow_time)
+            corrections = [replace(stage, there=stage.here, first=k == 0) for k in range(count)]
+            for correction in corrections:
+                *correction.weights, correction.data = langevin_coefficients(stage.here, self.config["snr"])
+            *stage.weights, stage.data = reverse_sde_coefficients(stage.here, stage.there, flow_time)
             stage.first = count == 0
-            stages.append(stage)
-        last = stages[-1]
-        last.data = (last.there.alpha, last.there.sigma, 0.0)
+            stages += [*corrections, stage]
+        stages[-1].weights, stages[-1].data = stages[-1].there, 0.0
         return stages
 
     def step(
@@ -124,7 +110,8 @@ class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
             return_dict: False gives the tuple (prev_sample, pred_original_sample).
         """
         i = self._begin(timestep)
-        coefficients = self._stages[i].data
-        x_0, eps = self._predict(model_output, sample, i)
-        noise = self._noise(x_0, generator) if coefficients[2] > 0.0 else None
-        return self._end(sde_update(x_0, eps, coefficients, noise), x_0, sample, i, return_dict)
+        prev, x_0 = self._move(model_output, sample, i)
+        std = self._stages[i].data
+        if std > 0.0:
+            prev = prev.add(self._noise(prev, generator), alpha=std)
+        return self._end(prev, x_0, sample, i, return_dict)

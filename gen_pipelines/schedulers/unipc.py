@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..processes.grids import Grid
 from ..processes.level import Level
-from .base import SchedulerMixin, SchedulerOutput, Stage
+from .base import SchedulerMixin, SchedulerOutput, Stage, owned
 from .multistep import NO_MOVE, SHORTEST, MultistepScheduler, Weights, kernel_moments, multistep_update, propagation
-from .updates import first_order_update, owned
+from .updates import first_order_update
 
 __all__ = ["UniPCScheduler", "unipc_weights"]
 
@@ -144,7 +144,7 @@ class UniPCScheduler(MultistepScheduler, SchedulerMixin):
             x = multistep_update(before, [newest, *self._history], correctors[order - 1])
         outputs = [newest, *self._history]
         if not predictors:
-            prev = x_0 if stage.there.sigma == 0.0 else first_order_update(x_0, self._eps(x, x_0, stage), stage.there)
+            prev = owned(x_0, model_output) if stage.there.sigma == 0.0 else first_order_update(x_0, self._eps(x, x_0, stage), stage.there)
             self._before = None
         else:
             order = min(len(outputs), len(predictors))

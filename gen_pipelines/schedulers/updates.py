@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..processes.level import Level
 
-__all__ = ["ancestral_update", "first_order_update", "owned", "posterior_coefficients", "raise_level"]
+__all__ = ["ancestral_update", "first_order_update", "posterior_coefficients", "raise_level"]
 
 
 def first_order_update(x_0: Tensor, eps: Tensor, there: Level) -> Tensor:
@@ -58,11 +58,6 @@ def posterior_coefficients(here: Level, there: Level) -> tuple[float, float]:
     """
     c_x = here.alpha / there.alpha * (there.sigma / here.sigma) ** 2
     return there.alpha * transition_variance(here, there) / here.sigma**2, c_x
-
-
-def owned(estimate: Tensor, model_output: Tensor) -> Tensor:
-    """An estimate that is kept for later steps: a copy if it is the network's own tensor, which a compiled network may overwrite."""
-    return estimate.clone() if estimate is model_output else estimate
 
 
 def raise_level(x: Tensor, here: Level, raised: Level, noise: Tensor, noise_scale: float = 1.0) -> Tensor:
