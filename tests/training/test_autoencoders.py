@@ -160,3 +160,30 @@ def test_tiny_models_learn(tmp_path, labelled):
     drawn = pipe(class_labels=[0, 1, 2], num_images_per_label=8, generator=torch.Generator().manual_seed(0), output_type="pt").images
     bound = torch.stack([pipe.log_likelihood(drawn.mul(255).round().to(torch.uint8), labels=[label] * 24).nats for label in range(3)])
     assert (bound.argmax(0) == torch.arange(3).repeat_interleave(8)).float().mean() > 0.8
+
+
+RECIPES = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml")) if "vae" in path.stem or path.stem == "iwae"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_recipes_build_what_they_name(path):
+    """Networks that fit the data's size; priors that fit the codes of their first stage's recipe."""
+    from gen_pipelines.training.config import load_recipe
+    from gen_pipelines.training.tasks.base import build_network, check_size
+    from gen_pipelines.training.tasks.vae import OBJECTIVE, make_objective
+
+    recipe = load_recipe(path)
+    first = load_recipe(path.with_stem(path.stem.removesuffix("_prior")))
+    with torch.random.fork_rng(devices=[]):
+        name = "vae" if recipe.task == "vae" else "vqvae"
+        model = build_network(first.model[name], f"model.{name}")
+        check_size(model, first, f"model.{name}")
+        if recipe.task == "vae":
+            make_objective({**OBJECTIVE, **recipe.objective}, set(recipe.objective))
+        if recipe.task == "prior":
+            for number, one in enumerate(key for key in ("prior", "prior_2") if key in recipe.model):
+                shapes = [list(shape) for shape in model.code_shapes]
+                filled = {"num_codes": model.config.num_embeddings, "shape": shapes[number], "condition_shapes": shapes[:number]}
+                prior = build_network({**filled, "num_classes": 10, **recipe.model[one]}, f"model.{one}")
+                assert prior.config.num_classes == 10
+            assert number + 1 == len(model.code_shapes)
