@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,15 @@ class LikelihoodResult:
             )
         bits = None if num_dims is None else bits_per_dim(nats, num_dims)
         return cls(nats, bits, kind, stderr, num_function_evaluations, dequantization)
+
+    @classmethod
+    def cat(cls, parts: Sequence[LikelihoodResult]) -> LikelihoodResult:
+        """One result from those of several batches, which have the same kind, unit and dequantisation."""
+        first = parts[0]
+        bits = None if first.bits_per_dim is None else torch.cat([part.bits_per_dim for part in parts])
+        stderr = None if first.stderr is None else torch.cat([part.stderr for part in parts])
+        nats, evaluations = torch.cat([part.nats for part in parts]), max(part.num_function_evaluations for part in parts)
+        return cls(nats, bits, first.kind, stderr, evaluations, first.dequantization)
 
     @classmethod
     def from_draws(cls, draws: Tensor, kind: str, num_dims: int | None, **settings: object) -> LikelihoodResult:

@@ -14,6 +14,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..likelihood.denoiser import Denoiser
+from ..likelihood.dequantization import from_levels, to_levels
+from ..likelihood.observation import own_generators
+from ..likelihood.ode import ode_log_density, ode_log_likelihood
+from ..likelihood.result import LikelihoodResult
+from ..likelihood.vlb import variational_bound
 from ..models.calling import ClassCondition, predict
 from ..models.latent_space import decode_latents, encode_pictures
 from ..processes.level import Level
@@ -343,6 +349,91 @@ class DiffusionImagePipeline(GenerativePipeline):
             output = self.predict_guided(scheduler, x, t, i, conditions, guidance)
             x = scheduler.step(output, t, x, return_dict=False)[0]
         return x
+
+    # ----------------------------------------------------------------------------------------------------------------- likelihood
+
+    def log_likelihood(
+        self,
+        images: Any,
+        labels: Any = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        kind: str = "ode",
+        batch_size: int = 32,
+        **options: Any,
+    ) -> LikelihoodResult:
+        """Log-likelihoods of 8-bit pictures, of any network on any path (without guidance, which is no density).
+
+        Args:
+            images: PIL pictures, a list of them, uint8 tensors, or float tensors in [-1, 1] that were 8-bit. They are not resized; what a
+                frame around smaller pictures costs is counted in the nats.
+            labels: their classes, one or one each; the null label by default.
+            num_samples: draws, averaged, with a standard error over them; 1 by default.
+            generator: one, or one per picture.
+            kind: "ode", by the probability flow, or "vlb", the variational bound of ancestral sampling.
+            batch_size: pictures at once.
+            options: of `ode_log_likelihood` (steps, solver, tolerance, trace, closing, lambda_range) or of `variational_bound` (steps,
+                lambda_range).
+        Returns: for a denoiser in latents, the density of the latents (the posterior's means): a number about latents, not about pictures,
+            without bits; `dequantization` says so.
+        Raises:
+            ValueError, TypeError: pictures, labels or options that do not fit; a result that is not finite.
+            NotImplementedError: a consistency network, which follows no path from data to noise.
+
+        References: Song et al. 2021, section 4.3, https://arxiv.org/abs/2011.13456; Kingma et al. 2021, https://arxiv.org/abs/2107.00630
+        """
+        functions = {"ode": ode_log_likelihood, "vlb": variational_bound}
+        if kind not in functions:
+            raise ValueError(f"kind {kind!r} is none of {', '.join(functions)}.")
+        if self.parameterization.prediction == "consistency":
+            raise NotImplementedError("a consistency network has no likelihood; compare its pictures by FID, precision and recall instead.")
+        if self.autoencoder is not None and kind != "ode":
+            raise ValueError(f"kind {kind!r} is about pictures; a denoiser in latents has kind 'ode' alone, the density of the latents.")
+        known = set(inspect.signature(functions[kind]).parameters)
+        known -= {"network", "parameterization", "levels", "num_dims", "num_samples", "generator", "num_bits"}
+        if unknown := sorted(set(options) - known):
+            raise TypeError(f"log_likelihood: kind {kind!r} takes no {', '.join(unknown)}; it takes {', '.join(sorted(known))}.")
+        check_count("batch_size", batch_size)
+        device = self._execution_device
+        channels = self.denoiser.config.in_channels if self.autoencoder is None else self.autoencoder.config.in_channels
+        levels = to_levels(images, channels, self.picture_size)
+        check_generator(generator, len(levels))
+        classes = self.labels_of(labels, len(levels)) or self.null_labels(len(levels), "log_likelihood")
+        generators = own_generators(generator, len(levels))
+        parts = []
+        for first in self.progress_bar(range(0, len(levels), batch_size)):
+            rows = slice(first, first + batch_size)
+            condition = None if classes is None else ClassCondition(torch.tensor(classes[rows], device=device))
+
+            def network(x: Tensor, t: Tensor, condition: ClassCondition | None = condition) -> Tensor:
+                return predict(self.denoiser, x, t, condition).float()
+
+            own = None if generators is None else generators[rows]
+            part = levels[rows].to(device)
+            if self.autoencoder is not None:
+                parts.append(self._latents_density(network, part, num_samples, own, options))
+                continue
+            framed = pad(part, self.latents_shape(1)[2:], value=0)
+            parts.append(
+                functions[kind](network, self.parameterization, framed, part[0].numel(), num_samples, own, **options)
+            )
+        return LikelihoodResult.cat(parts)
+
+    def _latents_density(self, network: Any, levels: Tensor, num_samples: int | None, generator: Any, options: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            x = self.from_pictures(from_levels(levels))
+        denoiser = Denoiser(network, self.parameterization)
+        own = dict(options)
+        low, high = denoiser.lambda_range(*own.pop("lambda_range", (None, None)))
+        if own.pop("closing", "uniform") != "uniform":
+            raise ValueError("closing 'decoder' is for pictures; latents are no integers.")
+        draws, evaluations = [], 0
+        for _ in range(num_samples or 1):
+            nats, evaluations = ode_log_density(denoiser, x, low, high, generator, **own)
+            draws.append(nats)
+        about = "none (density of the latents)"
+        evaluations *= len(draws)
+        return LikelihoodResult.from_draws(torch.stack(draws), "ode", None, num_function_evaluations=evaluations, dequantization=about)
 
     # ------------------------------------------------------------------------------------------------------------ what the network is
 

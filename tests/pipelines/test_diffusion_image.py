@@ -197,22 +197,6 @@ def test_dit_names_its_classes(tmp_path):
     assert AutoPipeline.from_pretrained(tmp_path / "again").labels == ours.labels
 
 
-@pytest.mark.parametrize("name", ["ddpm", "dit"])
-def test_pipelines_are_made_of_each_other(name):
-    """`from_pipe` from diffusers' pipeline and back: the same components, the same picture; and one generator per picture."""
-    build, options = THEIRS[name]
-    theirs = quiet(build())
-    ours = quiet(DiffusionImagePipeline.from_pipe(theirs, default_guidance_scale=4.0))
-    back = quiet(type(theirs).from_pipe(ours))
-    assert ours.denoiser is theirs.components["unet" if name == "ddpm" else "transformer"]
-    options = {**options, "output_type": "np"}
-    reference = theirs(generator=[seeded(1), seeded(2)], **options).images
-    options |= {} if name == "dit" else {"guidance_scale": 1.0}
-    assert np.abs(ours(generator=[seeded(1), seeded(2)], **options).images - reference).max() < 1e-4
-    options.pop("guidance_scale", None)
-    assert np.abs(back(generator=[seeded(1), seeded(2)], **options).images - reference).max() < 1e-4
-
-
 def test_what_cannot_run_here_stays_diffusers_own(tmp_path):
     score = diffusers.ScoreSdeVeScheduler()
     diffusers.DDPMPipeline(make_unet(), score).save_pretrained(str(tmp_path / "score"))
@@ -536,3 +520,32 @@ def test_components_that_cannot_work_are_refused_at_once():
     with pytest.raises(ValueError, match="in pixels, and this model draws latents"):
         latent = DiffusionImagePipeline(DDIMScheduler(), unet=make_unet(in_channels=4, out_channels=4), vae=make_autoencoder())
         latent(image=X, mask_image=X[:, :1])
+
+
+# ------------------------------------------------------------------------------------------------------------------- likelihood
+
+
+def test_log_likelihood_counts_padding_and_belongs_to_the_picture():
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), norm_num_groups=2, layers_per_block=1,
+    ).eval()  # fmt: skip
+    pipe = DiffusionImagePipeline(DDPMScheduler(clip_sample=False), unet=unet, image_size=6)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    own = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]
+    for kind, evaluations in (("ode", 16), ("vlb", 4)):
+        many = pipe.log_likelihood(pictures, generator=own(1, 2, 3), kind=kind, steps=4, batch_size=2)
+        one = pipe.log_likelihood(pictures[1:2], generator=own(2), kind=kind, steps=4)
+        assert many.kind == kind and many.nats.shape == (3,) and many.num_function_evaluations == evaluations
+        torch.testing.assert_close(many.nats[1:2], one.nats, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(many.bits_per_dim, -many.nats / (36 * 0.6931471805599453))
+    twice = pipe.log_likelihood(pictures, num_samples=3, generator=own(1, 2, 3), steps=2)
+    assert (twice.stderr > 0).all() and twice.num_function_evaluations == 24
+    with pytest.raises(ValueError, match="none of ode, vlb"):
+        pipe.log_likelihood(pictures, kind="exact")
+    with pytest.raises(TypeError, match="takes no stepz"):
+        pipe.log_likelihood(pictures, stepz=3)
+    with pytest.raises(ValueError, match="6 x 6 pixels are needed"):
+        pipe.log_likelihood(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
