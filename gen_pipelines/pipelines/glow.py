@@ -87,7 +87,7 @@ class GlowPipeline(GenerativePipeline):
             drawn = self.flow.draw_latents(batch, 1.0, generator) if latents is None else self.split(latents)
             levels = [scale * latent for scale, latent in zip(temperatures, drawn, strict=True)]           # L x (B, c, h, w)
             if labels is None and self.num_classes is not None:
-                labels = (uniform((batch,), generator) * self.num_classes).long()
+                labels = (uniform((batch, 1), generator)[:, 0] * self.num_classes).long()
             # 3. The flow, backwards
             images = self.join(levels) if output_type == "latent" else self.pictures(levels, labels, output_type)
         finally:
@@ -159,7 +159,7 @@ class GlowPipeline(GenerativePipeline):
         weights = torch.linspace(0, 1, num_images).tolist()
         between = _spherical if mode == "spherical" else torch.lerp
         way = torch.cat([between(ends[0], ends[1], weight) for weight in weights])                         # (num_images, D)
-        return self.decode(way, None if labels is None else [int(labels[weight >= 0.5]) for weight in weights], output_type)
+        return self.decode(way, None if labels is None else [int(labels[int(weight >= 0.5)]) for weight in weights], output_type)
 
     def attribute_direction(
         self, images: Pictures, has_attribute: Sequence[bool] | Tensor, class_labels: int | Sequence[int] | Tensor | None = None

@@ -108,6 +108,8 @@ class GlowModel(NormalizingFlowModel):
         num_steps: K, for all levels or one number for each.
         hidden_channels: width of the coupling networks, for all levels or one number for each.
         num_blocks: residual blocks in them; 0 is the paper's body, one 1 x 1 convolution.
+        split: half of the values leave after each level but the last, as in the paper. Small pictures do better when all values go on: then
+            levels only halve the picture, and there is one level of latents.
         coupling: "affine", for the best likelihood, or "additive", which samples well at temperatures near 1.
         place_bias: coupling networks learn a bias for every place, so that they know where they are.
         pre_transform: "none", "logit" (with `logit_alpha`), or "marginal" (see `MarginalTransform`).
@@ -128,6 +130,7 @@ class GlowModel(NormalizingFlowModel):
         num_steps: int | tuple[int, ...] = 32,
         hidden_channels: int | tuple[int, ...] = 512,
         num_blocks: int = 0,
+        split: bool = True,
         coupling: str = "affine",
         place_bias: bool = False,
         pre_transform: str = "none",
@@ -148,7 +151,7 @@ class GlowModel(NormalizingFlowModel):
             outputs = channels if coupling == "affine" else channels // 2
             network = lambda: CouplingNetwork(channels // 2, outputs, hidden[level], num_blocks, place)  # noqa: B023
             self.levels.append(GlowLevel([GlowStep(channels, network(), coupling) for _ in range(steps[level])], reversible))
-            if level + 1 < num_levels:
+            if split and level + 1 < num_levels:
                 channels //= 2
                 self.priors.append(ConditionalGaussian(channels, channels, num_class_labels))
         self.top = LearnedGaussian((channels, height, width), num_class_labels)
@@ -156,7 +159,7 @@ class GlowModel(NormalizingFlowModel):
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(c, h, w) of the latents of each level, the finest level first."""
-        levels = range(1, len(self.levels))
+        levels = range(1, len(self.priors) + 1)
         shapes = [(self.config.in_channels * 2**n, self.size[0] >> n, self.size[1] >> n) for n in levels]
         return [*shapes, tuple(self.top.mean.shape)]
 

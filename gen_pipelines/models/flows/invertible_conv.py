@@ -33,8 +33,10 @@ class InvertibleConv1x1(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W). Returns: y of that shape, log_det (B,)."""
-        permutation, lower, upper = lu_factors([self], x.dtype)
-        y = mix_channels(x, (permutation @ lower @ upper)[0])                                         # (B, C, H, W)
+        with torch.autocast(x.device.type, enabled=False):
+            permutation, lower, upper = lu_factors([self], x.dtype)
+            weight = (permutation @ lower @ upper)[0]                                                 # (C, C)
+        y = mix_channels(x, weight)                                                                   # (B, C, H, W)
         return y, (self.log_diagonal.sum() * x[0, 0].numel()).expand(len(x))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,7 @@ class RealNVPModel(NormalizingFlowModel):
         num_couplings: with each of the two masks, at each scale; for all scales or one number for each.
         hidden_channels: width of the coupling networks, for all scales or one number for each.
         num_blocks: residual blocks in them; 0 is one 1 x 1 convolution.
+        split: half of the values leave after each scale but the last, as in the paper; without it all go on.
         coupling: "affine", or "additive" (NICE).
         normalization: after each coupling: "batch_norm" with its own log-determinant, as in the paper, or "actnorm".
         place_bias: coupling networks learn a bias for every place, so that they know where they are.
@@ -109,6 +110,7 @@ class RealNVPModel(NormalizingFlowModel):
         num_couplings: int | tuple[int, ...] = 3,
         hidden_channels: int | tuple[int, ...] = 64,
         num_blocks: int = 4,
+        split: bool = True,
         coupling: str = "affine",
         normalization: str = "batch_norm",
         place_bias: bool = False,
@@ -130,13 +132,13 @@ class RealNVPModel(NormalizingFlowModel):
         for level in range(num_levels):
             place = size if place_bias else None
             self.scales.append(RealNVPScale(channels, couplings[level], hidden[level], num_blocks, place, coupling, normalization))
-            channels, size = (2 if level + 1 < num_levels else 4) * channels, (size[0] // 2, size[1] // 2)
-        self._top = (channels, *size)
+            channels, size = (2 if split and level + 1 < num_levels else 4) * channels, (size[0] // 2, size[1] // 2)
+        self._splits, self._top = num_levels - 1 if split else 0, (channels, *size)
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(c, h, w) of the latents of each scale, the finest first."""
-        levels = range(1, len(self.scales))
+        levels = range(1, self._splits + 1)
         return [*((self.config.in_channels * 2**n, self.size[0] >> n, self.size[1] >> n) for n in levels), self._top]
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
@@ -153,7 +155,7 @@ class RealNVPModel(NormalizingFlowModel):
         for number, scale in enumerate(self.scales):
             x, log_det = scale(x, initialize)                                                         # (B, 4 C, H / 2, W / 2), (B,)
             total = total + log_det
-            if number + 1 < len(self.scales):
+            if number < self._splits:
                 x, z = x.chunk(2, 1)                                                                  # (B, 2 C, H / 2, W / 2) each
                 latents.append(z)
         return [*latents, x], total
@@ -163,7 +165,7 @@ class RealNVPModel(NormalizingFlowModel):
         latents = self.check_latents(latents, labels)
         x, total = latents[-1], 0.0
         for number in reversed(range(len(self.scales))):
-            if number + 1 < len(self.scales):
+            if number < self._splits:
                 x = torch.cat([x, latents[number]], 1)                                                # (B, 4 C, H / 2, W / 2)
             x, log_det = self.scales[number].inverse(x)                                               # (B, C, H, W), (B,)
             total = total + log_det
@@ -178,4 +180,9 @@ class RealNVPModel(NormalizingFlowModel):
 
         Those that were initialised before, or loaded, stay as they are. Some 256 pictures are enough.
         """
-        self._encode(self.check(x, labels), initialize=True)
+        was_training = self.training
+        self.eval()  # so that a batch norm uses what it has just measured, and its running averages stay
+        try:
+            self._encode(self.check(x, labels), initialize=True)
+        finally:
+            self.train(was_training)
