@@ -12,7 +12,7 @@ INDEX_NAME = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 # the stem of the weight file, by the library of the component
-_WEIGHT_STEM = {"transformers": "model"}
+_WEIGHT_STEM = {"transformers": "model", "latent_diffusion": "model"}
 _DEFAULT_STEM = "diffusion_pytorch_model"
 
 
@@ -117,6 +117,8 @@ def weight_files(folder: Path, library: str, variant: str | None = None) -> list
 
 def component_class(library: str, name: str) -> type | None:
     """The class of a component of diffusers, transformers or this library; None where diffusers itself must find it."""
+    if library == "latent_diffusion":  # a folder of diffusers.pipelines, where latent diffusion's BERT lives
+        return getattr(importlib.import_module("diffusers.pipelines.latent_diffusion"), name, None)
     if library.split(".")[0] not in ("diffusers", "transformers", "gen_pipelines"):
         return None
     return getattr(importlib.import_module(library), name, None)

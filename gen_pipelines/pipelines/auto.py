@@ -7,35 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bundled import BUNDLED, bundled_path
-from ..hub.loading import components_of, read_index
-
-# classes of diffusers that ours load, and what ours must be told about them
-_FROM_DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "StableDiffusionPipeline": ("LatentTextToImagePipeline", {}),
-    "StableDiffusionImg2ImgPipeline": ("LatentImageToImagePipeline", {}),
-    "StableDiffusionInpaintPipeline": ("LatentInpaintPipeline", {}),
-    "PixArtAlphaPipeline": (
-        "LatentTextToImagePipeline",
-        {"max_text_tokens": 120, "default_num_inference_steps": 20, "default_guidance_scale": 4.5},
-    ),
-    "PixArtSigmaPipeline": (
-        "LatentTextToImagePipeline",
-        {"max_text_tokens": 300, "default_num_inference_steps": 20, "default_guidance_scale": 4.5},
-    ),
-}
-
-_IMAGES = "DiffusionImagePipeline"
-_FROM_DIFFUSERS |= {
-    "DDPMPipeline": (_IMAGES, {"default_num_inference_steps": 1000}),
-    "DDIMPipeline": (_IMAGES, {}),
-    "PNDMPipeline": (_IMAGES, {}),
-    "LDMPipeline": (_IMAGES, {}),
-    "DiTPipeline": (_IMAGES, {"default_guidance_scale": 4.0}),
-    "ConsistencyModelPipeline": (_IMAGES, {"default_num_inference_steps": 1}),
-}
-
-# components that a class of diffusers may have and that ours can do without
-_DISPENSABLE = {"safety_checker", "feature_extractor"}
+from ..hub.loading import read_index
+from .from_diffusers import mapped
 
 
 class AutoPipeline:
@@ -100,9 +73,8 @@ class AutoPipeline:
             )
         if (ours := _pipeline_class(gen_pipelines, name)) is not None:
             return ours, {}
-        if name in _FROM_DIFFUSERS and _fits(index):
-            ours_name, options = _FROM_DIFFUSERS[name]
-            return getattr(gen_pipelines, ours_name), options
+        if (known := mapped(index)) is not None:
+            return getattr(gen_pipelines, known.pipeline), {}
         diffusers = importlib.import_module("diffusers")
         if (theirs := _pipeline_class(diffusers, name)) is not None:
             return theirs, {"use_safetensors": True}
@@ -117,25 +89,3 @@ def _pipeline_class(library: Any, name: str) -> Any:
 
     found = getattr(library, name, None)
     return found if isinstance(found, type) and issubclass(found, DiffusionPipeline) and found is not DiffusionPipeline else None
-
-
-def _fits(index: dict[str, Any]) -> bool:
-    """Whether a repository has what our pipeline needs and nothing else that matters."""
-    parts = components_of(index)
-    if _FROM_DIFFUSERS[index["_class_name"]][0] == _IMAGES:
-        return _fits_images(parts)
-    denoisers = {"unet": "UNet2DConditionModel", "transformer": "PixArtTransformer2DModel"}
-    known = {"vae", "text_encoder", "tokenizer", "scheduler", *denoisers} | _DISPENSABLE
-    needed = {"vae", "text_encoder", "tokenizer", "scheduler"}
-    return needed <= set(parts) <= known and any(parts.get(name, ("", ""))[1] == cls for name, cls in denoisers.items())
-
-
-def _fits_images(parts: dict[str, tuple[str, str]]) -> bool:
-    """Whether DiffusionImagePipeline can run these components; a scheduler that cannot be hosted stays in its own pipeline."""
-    from ..schedulers.bridge import REFUSED
-
-    # DiT's repositories still have the name that its class had when it was published
-    denoisers = {("unet", "UNet2DModel"), ("transformer", "DiTTransformer2DModel"), ("transformer", "Transformer2DModel")}
-    named = {(name, cls) for name, (_, cls) in parts.items()}
-    known = {"unet", "transformer", "vae", "vqvae", "scheduler"} | _DISPENSABLE
-    return "scheduler" in parts and set(parts) <= known and len(named & denoisers) == 1 and parts["scheduler"][1] not in REFUSED

@@ -20,6 +20,7 @@ from ..hub.card import LIBRARY_NAME, model_card
 from ..hub.loading import INDEX_NAME, component_class, components_of, load_module, read_index
 from ..hub.saving import written_at_once
 from ..schedulers.bridge import BridgedScheduler
+from .from_diffusers import MAPPED
 from .hosting import host_scheduler
 
 if TYPE_CHECKING:
@@ -180,13 +181,20 @@ class GenerativePipeline(DiffusionPipeline):
         folder = cls._folder(path, kwargs)
         index = read_index(folder)
         ours = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        known = MAPPED.get(index["_class_name"]) if isinstance(index["_class_name"], str) else None
+        renamed = {} if known is None else {theirs: name for theirs, name in known.renamed.items() if name in ours}
+        index = {renamed.get(name, name): value for name, value in index.items()}
+        if known is not None:
+            kwargs = {**{k: v for k, v in known.defaults.items() if k in ours and k not in index}, **kwargs}
         cls._check_arguments(kwargs, ours, index)
         dropped = {name for name in components_of(index) if name not in ours}
         if named := sorted(name for name in dropped if name not in kwargs or kwargs[name] is not None):
             logger.warning("%s does not use these components of %s: %s.", cls.__name__, path, ", ".join(named))
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped and name not in set(index) - ours}
         modules = (
-            {} if kwargs.get("device_map") or kwargs.get("quantization_config") else cls._load_modules(folder, index, dtype, ours, kwargs)
+            {}
+            if kwargs.get("device_map") or kwargs.get("quantization_config")
+            else cls._load_modules(folder, index, dtype, ours, kwargs, {name: theirs for theirs, name in renamed.items()})
         )
         pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **modules, **kwargs)
         pipe.register_to_config(_name_or_path=path)
@@ -194,23 +202,41 @@ class GenerativePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
-        """A pipeline of this class with the components and options of another one, of ours or of diffusers; nothing is copied.
+        """A pipeline of this class with the components of another one, ours or diffusers': shared, not copied.
+
+        The other way, `diffusers.XPipeline.from_pipe(ours)` works as between diffusers' own (and casts the weights to float32 unless told
+        otherwise, as it does there).
 
         Args:
-            pipeline: whose components are shared.
-            kwargs: components and options of this class's constructor that take the place of its.
+            pipeline: the other pipeline.
+            dtype: what the components are cast to, those of the other pipeline too; by default they are left as they are.
+            NAME=component: a component to use instead, or an option of this pipeline's constructor.
         Raises:
-            ValueError: a component is missing there.
+            ValueError: a component that this class needs is neither there nor given.
             TypeError: an argument that nobody knows.
         """
-        takes = {name: p.default for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
-        if unknown := sorted(set(kwargs) - set(takes)):
-            raise TypeError(f"{cls.__name__}.from_pipe: unknown arguments {', '.join(unknown)}; allowed are {', '.join(takes)}.")
-        theirs = {**pipeline.config, **pipeline.components}
-        values = {name: kwargs.get(name, theirs.get(name, default)) for name, default in takes.items()}
-        if missing := sorted(name for name, value in values.items() if value is inspect.Parameter.empty):
-            raise ValueError(f"{cls.__name__}.from_pipe: a {type(pipeline).__name__} has no {', '.join(missing)}; pass what is missing.")
-        return cls(**values)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        parameters = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
+        if unknown := sorted(set(kwargs) - set(parameters)):
+            raise TypeError(
+                f"{cls.__name__}.from_pipe: unknown arguments {', '.join(unknown)}; allowed are {', '.join(parameters)}, dtype."
+            )
+        known = MAPPED.get(type(pipeline).__name__)
+        renamed = {} if known is None else known.renamed
+        components = {renamed.get(name, name): value for name, value in pipeline.components.items()}
+        options = {name: value for name, value in pipeline.config.items() if name not in pipeline.components}
+        values = {**({} if known is None else known.defaults), **options, **components}
+        values = {name: value for name, value in {**values, **kwargs}.items() if name in parameters}
+        needed = [name for name, p in parameters.items() if p.default is p.empty and name not in cls._optional_components]
+        if missing := [name for name in needed if values.get(name) is None]:
+            raise ValueError(f"{cls.__name__}.from_pipe: a {type(pipeline).__name__} has no {', '.join(missing)}; pass it as an argument.")
+        dropped = [name for name, value in components.items() if value is not None and name not in parameters]
+        if dropped:
+            logger.warning("%s does not use these components of the %s: %s.", cls.__name__, type(pipeline).__name__, ", ".join(dropped))
+        new = cls(**{name: values.get(name) if p.default is p.empty else values.get(name, p.default) for name, p in parameters.items()})
+        if (path := pipeline.config.get("_name_or_path")) is not None:
+            new.register_to_config(_name_or_path=path)
+        return new if dtype is None else new.to(dtype=as_dtype(dtype))
 
     @classmethod
     def _folder(cls, path: str, kwargs: dict[str, Any]) -> Path:
@@ -227,21 +253,23 @@ class GenerativePipeline(DiffusionPipeline):
 
     @classmethod
     def _load_modules(
-        cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any]
+        cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any], folders: Mapping[str, str]
     ) -> dict[str, nn.Module]:
         modules = {}
         for name, (library, class_name) in components_of(index).items():
             if name not in ours or name in kwargs:
                 continue
-            if not (folder / name).is_dir():
+            path = folder / folders.get(name, name)
+            if not path.is_dir():
                 raise ValueError(
-                    f"{folder} lacks the folder {name!r} of a component that its {INDEX_NAME} names; download or save the pipeline again."
+                    f"{folder} lacks the folder {path.name!r} of a component that its {INDEX_NAME} names; "
+                    "download or save the pipeline again."
                 )
             component = component_class(library, class_name)
             if isinstance(component, type) and issubclass(component, nn.Module):
                 wanted = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
                 options = {k: kwargs[k] for k in ("low_cpu_mem_usage",) if k in kwargs}
-                modules[name] = load_module(folder / name, library, component, wanted, kwargs.get("variant"), **options)
+                modules[name] = load_module(path, library, component, wanted, kwargs.get("variant"), **options)
         return modules
 
     @classmethod

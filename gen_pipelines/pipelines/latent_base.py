@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.calling import TextCondition, is_a, latent_layout, predict, unpack_latents, unwrap
 from ..models.text_cache import TextCache, cached_text
+from .adapters import LoraAdapters
 from .base import GenerativePipeline
 from .conditioning import Captions, text_encoding
 from .conditioning.captions import check_count, shape_of
@@ -38,7 +39,7 @@ _PARTS = {
 }
 
 
-class LatentPipeline(GenerativePipeline):
+class LatentPipeline(LoraAdapters, GenerativePipeline):
     """The parts of a pipeline that draws from captions in latents; each task is a class with a `__call__` of its own.
 
     Args:

@@ -339,8 +339,8 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
             network = {k: v for k, v in network.items() if k not in _BETA_KEYS}
         if not isinstance(p.path, LinearPath) and "use_flow_sigmas" not in self._defaults:
             config.pop("use_flow_sigmas", None)
-        if self._hosting.levels == "flow":  # diffusers' flow classes have none of these
-            network = {k: v for k, v in network.items() if k not in _BETA_KEYS}
+        if self._hosting.levels == "flow":  # diffusers' flow classes have none of these, and its Flux lays another grid for the last
+            network = {k: v for k, v in network.items() if k not in (*_BETA_KEYS, "use_flow_sigmas")}
         config |= network
         config["clip_sample" if "clip_denoised" not in config else "clip_denoised"] = p.clip_sample
         for key in ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"):
@@ -570,6 +570,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Lay the hosted scheduler's grid and cross it over to the network.
 
@@ -579,13 +580,15 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
             timesteps, sigmas: an explicit grid, where the hosted class takes one and the network's time is its own. The timesteps of
                 CMStochasticIterativeScheduler are positions in its table of sigmas, as in diffusers' pipeline.
             mu: the shift for `use_dynamic_shifting`.
+            original_inference_steps: LCM's steps of distillation, of which its grid takes some; its config's by default.
 
         Raises:
-            ValueError: an explicit grid that the hosted class cannot follow on this network.
+            ValueError: steps of distillation for another class; an explicit grid that the hosted class cannot follow on this network.
         """
         p = self.parameterization
         self._clear()
         self._lay = {"num_inference_steps": num_inference_steps, "device": device, "mu": mu, "timesteps": timesteps, "sigmas": sigmas}
+        self._lay["original_inference_steps"] = original_inference_steps
         self._inner, self._fresh = self._start(p), True
         self._network = p
         self._limits_here = p.limits_x_0 and not self._limited_by_host(p)
@@ -603,6 +606,8 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         flow = self._hosting.levels == "flow"
         inner = self._build(p, lay["mu"], unshifted=flow and "timesteps" in explicit)
         takes = inspect.signature(inner.set_timesteps).parameters
+        if lay["original_inference_steps"] is not None and "original_inference_steps" not in takes:
+            raise ValueError(f"BridgedScheduler.set_timesteps: {self._class.__name__} of diffusers has no original_inference_steps.")
         if explicit:
             (key, values), name = next(iter(explicit.items())), self._class.__name__
             if flow and "sigmas" in takes and isinstance(p.path, LinearPath):

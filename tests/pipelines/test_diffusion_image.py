@@ -197,6 +197,22 @@ def test_dit_names_its_classes(tmp_path):
     assert AutoPipeline.from_pretrained(tmp_path / "again").labels == ours.labels
 
 
+@pytest.mark.parametrize("name", ["ddpm", "dit"])
+def test_pipelines_are_made_of_each_other(name):
+    """`from_pipe` from diffusers' pipeline and back: the same components, the same picture; and one generator per picture."""
+    build, options = THEIRS[name]
+    theirs = quiet(build())
+    ours = quiet(DiffusionImagePipeline.from_pipe(theirs, default_guidance_scale=4.0))
+    back = quiet(type(theirs).from_pipe(ours))
+    assert ours.denoiser is theirs.components["unet" if name == "ddpm" else "transformer"]
+    options = {**options, "output_type": "np"}
+    reference = theirs(generator=[seeded(1), seeded(2)], **options).images
+    options |= {} if name == "dit" else {"guidance_scale": 1.0}
+    assert np.abs(ours(generator=[seeded(1), seeded(2)], **options).images - reference).max() < 1e-4
+    options.pop("guidance_scale", None)
+    assert np.abs(back(generator=[seeded(1), seeded(2)], **options).images - reference).max() < 1e-4
+
+
 def test_what_cannot_run_here_stays_diffusers_own(tmp_path):
     score = diffusers.ScoreSdeVeScheduler()
     diffusers.DDPMPipeline(make_unet(), score).save_pretrained(str(tmp_path / "score"))

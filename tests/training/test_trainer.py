@@ -446,7 +446,7 @@ def test_a_tiny_model_learns_its_captions(tmp_path, shapes):
     captions = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square")]
     generator = torch.Generator().manual_seed(0)
     pictures = pipe(captions, num_inference_steps=20, guidance_scale=3.0, generator=generator, output_type="pt").images
-    centre = pictures[:, :, 6:10, 6:10].mean((2, 3))                                                  # (6, 3)
+    centre = pictures[:, :, 6:10, 6:10].mean((2, 3))  # (6, 3)
     # the middle of the picture is dark in the two channels that the colour lacks ("green" is (0, 128, 0)), white elsewhere
     right = [centre[i].argmax().item() == i // 2 and centre[i].min().item() < 0.4 for i in range(6)]
     assert sum(right) >= 5, centre
