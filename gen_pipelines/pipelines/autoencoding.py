@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from ..likelihood.dequantization import Pictures, to_levels
 from ..likelihood.observation import observe
+from .checks import check_count, check_generator, check_output_type
+from .interpolation import spherical
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PICTURE_TYPES = ("pil", "np", "pt")
 
 
 def levels_of(model: Any, images: Pictures) -> Tensor:
@@ -46,8 +47,7 @@ def between(first: Tensor, second: Tensor, num: int, mode: str) -> Tensor:
 
     Args:
         first, second: (B, d).
-        mode: "slerp" turns from one direction to the other at a rate that is constant, and scales the length along with it: a path on which
-            Gaussian latents keep their usual length. "lerp" is the straight line.
+        mode: "slerp" (`spherical`: on the sphere, near which Gaussian latents lie) or "lerp" (straight).
     Returns: (B, num, d).
     Raises:
         ValueError: another mode, or fewer than 2 points.
@@ -56,38 +56,19 @@ def between(first: Tensor, second: Tensor, num: int, mode: str) -> Tensor:
         raise ValueError(f"interpolate: mode {mode!r} is none of slerp, lerp.")
     if num < 2:
         raise ValueError(f"interpolate: {num} points are no path; give 2 or more.")
-    t = torch.linspace(0, 1, num, device=first.device, dtype=first.dtype).view(1, num, 1)
-    first, second = first[:, None], second[:, None]
-    straight = first + t * (second - first)
-    if mode == "lerp":
-        return straight
-    lengths = first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True)
-    unit = [v / n.clamp_min(1e-12) for v, n in zip((first, second), lengths)]
-    theta = torch.acos((unit[0] * unit[1]).sum(-1, keepdim=True).clamp(-1, 1))
-    sine = torch.sin(theta)
-    # nearly the same or opposite direction: there is no one circle, the straight line is as good
-    turned = (torch.sin((1 - t) * theta) * unit[0] + torch.sin(t * theta) * unit[1]) / sine.clamp_min(1e-12)
-    length = lengths[0] + t * (lengths[1] - lengths[0])
-    return torch.where(sine > 1e-4, length * turned, straight)
+    way = spherical if mode == "slerp" else torch.lerp
+    return torch.stack([way(first, second, step / (num - 1)) for step in range(num)], 1)
 
 
 def check_call(name: str, count: int, generator: Any, temperature: float, output_type: str) -> None:
     """Checks what every call has, before any compute.
 
     Raises:
-        ValueError: fewer than one picture, generators that are not one or one per picture, a negative or infinite temperature, an unknown
-            output type.
+        TypeError, ValueError: fewer than one picture, generators that are not one or one per picture, a negative or infinite temperature,
+            an unknown output type.
     """
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"{name}: {count!r} pictures cannot be drawn; give 1 or more.")
-    if isinstance(generator, Sequence) and len(generator) != count:
-        raise ValueError(f"{name}: {len(generator)} generators for {count} pictures; give one, or one per picture.")
+    check_count("batch_size", count)
+    check_generator(generator, count)
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"{name}: temperature {temperature} is not allowed; give a number from 0 (the most likely) on, 1 for the model's.")
-    check_output_type(name, output_type)
-
-
-def check_output_type(name: str, output_type: str, allowed: Sequence[str] = OUTPUT_TYPES) -> None:
-    """One of `allowed`."""
-    if output_type not in allowed:
-        raise ValueError(f"{name}: output_type {output_type!r} is none of {', '.join(allowed)}.")
+    check_output_type(output_type)

@@ -15,8 +15,9 @@ from ..likelihood.elbo import elbo
 from ..likelihood.iwae import iwae
 from ..likelihood.result import LikelihoodResult
 from ..processes.random import Generators, normal
-from .autoencoding import between, check_call, check_output_type, finish, levels_of, picture_grid, pictures_of
+from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, picture_grid, pictures_of
 from .base import GenerativePipeline
+from .checks import check_output_type
 
 __all__ = ["DiffusionPipeline", "ModelMixin", "VAEPipeline"]
 
@@ -91,12 +92,12 @@ class VAEPipeline(GenerativePipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """The means of p(x | z) for latents (B, d), as `__call__` returns pictures."""
-        check_output_type("VAEPipeline.decode", output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, PICTURE_TYPES)
         return finish(self.vae.decode(latents.to(self.device)).sample, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""
-        check_output_type("VAEPipeline.reconstruct", output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, PICTURE_TYPES)
         return self.decode(self.encode(images, generator=generator), output_type)
 
     def interpolate(
@@ -116,7 +117,7 @@ class VAEPipeline(GenerativePipeline):
             mode: "slerp" (on the sphere, where Gaussian latents lie) or "lerp" (straight).
         Returns: num pictures for each pair, those of a pair next to each other.
         """
-        check_output_type("VAEPipeline.interpolate", output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, PICTURE_TYPES)
         start, end = self.encode(first, generator=generator), self.encode(second, generator=generator)
         if len(start) != len(end):
             counts = f"{len(start)} pictures at the start and {len(end)} at the end"

@@ -13,12 +13,11 @@ from ..likelihood.dequantization import Pictures
 from ..likelihood.elbo import code_elbo
 from ..likelihood.result import LikelihoodResult
 from ..processes.random import Generators, uniform
-from .autoencoding import between, check_call, check_output_type, finish, levels_of, pictures_of
+from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, pictures_of
 from .base import GenerativePipeline
+from .checks import check_output_type
 
 __all__ = ["DiffusionPipeline", "ModelMixin", "VQVAEPipeline"]
-
-PICTURES = ("pil", "np", "pt")
 
 
 class VQVAEPipeline(GenerativePipeline):
@@ -119,12 +118,12 @@ class VQVAEPipeline(GenerativePipeline):
     @torch.no_grad()
     def decode(self, codes: Sequence[Tensor], output_type: str = "pil") -> Any:
         """The means of p(x | codes) for codes (B, h, w) of every level from the top down."""
-        check_output_type("VQVAEPipeline.decode", output_type, PICTURES)
+        check_output_type(output_type, PICTURE_TYPES)
         return finish(self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""
-        check_output_type("VQVAEPipeline.reconstruct", output_type, PICTURES)
+        check_output_type(output_type, PICTURE_TYPES)
         return self.decode(self.encode(images, generator), output_type)
 
     @torch.no_grad()
@@ -145,7 +144,7 @@ class VQVAEPipeline(GenerativePipeline):
             mode: "lerp" (straight) or "slerp" (turning).
         Returns: num pictures for each pair, those of a pair next to each other.
         """
-        check_output_type("VQVAEPipeline.interpolate", output_type, PICTURES)
+        check_output_type(output_type, PICTURE_TYPES)
         ends = [self.encode(first, generator), self.encode(second, generator)]
         if len(ends[0][0]) != len(ends[1][0]):
             counts = f"{len(ends[0][0])} pictures at the start and {len(ends[1][0])} at the end"

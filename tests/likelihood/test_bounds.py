@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from gen_pipelines import VAEModel, VAEPipeline
+from gen_pipelines.likelihood import to_levels
 from gen_pipelines.likelihood.collapse import latent_diagnostics
 from gen_pipelines.likelihood.elbo import elbo
 from gen_pipelines.likelihood.iwae import iwae
@@ -87,6 +88,8 @@ def test_a_picture_has_one_number_whatever_batch_and_form_it_comes_in():
     own = lambda: [torch.Generator().manual_seed(i) for i in range(5)]
     whole = pipe.log_likelihood(levels, generator=own(), num_samples=3)
     assert_close(pipe.log_likelihood(levels.float() / 127.5 - 1, generator=own(), num_samples=3).nats, whole.nats)
+    again = to_levels(levels.float() / 255, value_range=(0, 1))  # the other range has to be said
+    assert_close(pipe.log_likelihood(again, generator=own(), num_samples=3).nats, whole.nats)
     from PIL import Image
 
     pictures = [Image.fromarray(picture[0].numpy()) for picture in levels]

@@ -80,6 +80,10 @@ def test_encode_decode_reconstruct_and_interpolate(kind):
     back = pipe.reconstruct(pictures, output_type="pt")
     assert torch.equal(pipe.decode(pipe.encode(LEVELS), "pt"), back)
     assert torch.equal(pipe.reconstruct(LEVELS.float() / 127.5 - 1, output_type="pt"), back)
+    low = PIPELINES[kind]().to(torch.bfloat16)
+    low.set_progress_bar_config(disable=True)
+    assert low(batch_size=2, generator=generators(0, 1), output_type="pt").images.isfinite().all()
+    assert torch.isfinite(low.log_likelihood(LEVELS, generator=generators(0, 1, 2)).nats).all()
     for mode in ("slerp", "lerp"):
         path = pipe.interpolate(pictures[:2], pictures[1:], num=5, mode=mode, output_type="pt")
         assert path.shape == (10, 1, 8, 8)
@@ -173,7 +177,7 @@ def test_the_probabilities_that_codes_and_decoder_give_are_of_levels():
 def test_the_way_between_two_latents():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     turned, straight = between(a, b, 3, "slerp"), between(a, b, 3, "lerp")
-    assert_close(turned[0], torch.tensor([[3.0, 0.0], [2**0.5, 2**0.5], [0.0, 1.0]]))  # half the angle, the mean length
+    assert_close(turned[0], torch.tensor([[3.0, 0.0], [4.5**0.5, 0.5**0.5], [0.0, 1.0]]))
     assert_close(straight[0, 1], torch.tensor([1.5, 0.5]))
     assert_close(between(a, 2 * a, 3, "slerp")[0, 1], torch.tensor([4.5, 0.0]))
     assert torch.isfinite(between(a, torch.zeros(1, 2), 3, "slerp")).all()
@@ -187,10 +191,10 @@ def test_a_grid_puts_pictures_row_by_row():
 @pytest.mark.parametrize(
     ("kind", "call", "message"),
     [
-        ("vae", lambda p: p(batch_size=0), "0 pictures cannot be drawn"),
-        ("vae", lambda p: p(batch_size=2, generator=generators(1)), "1 generators for 2 pictures"),
+        ("vae", lambda p: p(batch_size=0), "batch_size must be at least 1, got 0"),
+        ("vae", lambda p: p(batch_size=2, generator=generators(1)), "one per picture: 2 here, got 1"),
         ("vae", lambda p: p(temperature=-1.0), "temperature -1.0"),
-        ("vae", lambda p: p(output_type="jpeg"), "'jpeg' is none of pil, np, pt, latent"),
+        ("vae", lambda p: p(output_type="jpeg"), "must be one of pil, np, pt, latent, got 'jpeg'"),
         ("vae", lambda p: p(latents=torch.zeros(2, 5)), r"\(batch_size, 4\), got \(2, 5\)"),
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS[:2]), "3 pictures at the start and 2 at the end"),
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS, mode="cubic"), "'cubic' is none of slerp, lerp"),

@@ -116,13 +116,12 @@ class CodeCondition(nn.Module):
                 nn.Conv2d(width * len(condition_shapes), width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)
             )
 
-    def forward(self, batch_size: int, labels: Tensor | None, condition: Sequence[Tensor]) -> Tensor:
-        """(B, width, h, w)."""
-        device = next(iter(self.parameters()), torch.empty(0)).device
-        found = torch.zeros(batch_size, self.width, *self.shape, device=device)
+    def forward(self, batch_size: int, labels: Tensor | None, condition: Sequence[Tensor], like: Tensor) -> Tensor:
+        """(B, width, h, w), of the device and dtype of `like`."""
+        found = like.new_zeros(batch_size, self.width, *self.shape)
         if self.of_class is not None:
             if labels is None:
-                labels = torch.full((batch_size,), self.of_class.num_embeddings - 1, device=device)
+                labels = torch.full((batch_size,), self.of_class.num_embeddings - 1, device=like.device)
             found = found + self.of_class(labels)[:, :, None, None]
         if self.of_codes:
             maps = []

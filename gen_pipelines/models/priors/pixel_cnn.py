@@ -120,7 +120,7 @@ class PixelCNNPrior(AutoregressivePrior):
     def forward(self, codes: Tensor, labels: Tensor | None = None, condition: Sequence[Tensor] = ()) -> Tensor:
         """Logits (B, K, h, w) of codes (B, h, w): see `AutoregressivePrior`."""
         self._check(len(codes), labels, condition)
-        given = self.condition(len(codes), labels, condition) + self.position                          # (B, D, h, w)
+        given = self.condition(len(codes), labels, condition, self.position) + self.position                          # (B, D, h, w)
         x = self.embed(codes).permute(0, 3, 1, 2)                                                      # (B, D, h, w)
         above, left = F.pad(x[:, :, :-1], (0, 0, 1, 0)), F.pad(x[:, :, :, :-1], (1, 0))                # moved by one row, by one column
         for layer, attention in zip(self.layers, self.attentions, strict=True):
@@ -134,7 +134,7 @@ class PixelCNNPrior(AutoregressivePrior):
         self._check(batch_size, labels, condition)
         c, layers = self.config, len(self.layers)
         room = lambda *shape: torch.zeros(batch_size, *shape, device=self.device, dtype=self.dtype)
-        given = self.condition(batch_size, labels, condition) + self.position
+        given = self.condition(batch_size, labels, condition, self.position) + self.position
         head = (c.num_heads, c.shape[0] * c.shape[1], c.width // c.num_heads)
         return _Cache(
             above=[room(c.width, *c.shape) for _ in range(layers + 1)],

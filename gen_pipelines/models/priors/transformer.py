@@ -93,7 +93,7 @@ class TransformerPrior(AutoregressivePrior):
         """Logits (B, K, h, w) of codes (B, h, w): see `AutoregressivePrior`."""
         self._check(len(codes), labels, condition)
         before = F.pad(codes.flatten(1)[:, :-1], (1, 0), value=self.config.num_codes)                  # (B, T)
-        given = self.condition(len(codes), labels, condition).flatten(2).transpose(1, 2)               # (B, T, D)
+        given = self.condition(len(codes), labels, condition, self.position).flatten(2).transpose(1, 2)               # (B, T, D)
         x = self.embed(before) + self.position + given                                                 # (B, T, D)
         for block in self.blocks:
             x = block(x)
@@ -106,7 +106,7 @@ class TransformerPrior(AutoregressivePrior):
         c = self.config
         shape = (batch_size, c.num_heads, c.shape[0] * c.shape[1], c.width // c.num_heads)
         room = [torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2 * len(self.blocks))]
-        given = self.condition(batch_size, labels, condition).flatten(2).transpose(1, 2)
+        given = self.condition(batch_size, labels, condition, self.position).flatten(2).transpose(1, 2)
         return _Cache(room[::2], room[1::2], given)
 
     def next_logits(self, cache: _Cache, codes: Tensor, row: int, column: int) -> Tensor:
