@@ -32,6 +32,7 @@ EXTRAS["all"] = sorted(EXTRAS["open-clip"] + EXTRAS["train"] + EXTRAS["eval"])
 EXTRAS["dev"] = EXTRAS["all"] + [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
+    "hypothesis>=6.100",  # hostile configs and weight files by the thousand
     "ruff>=0.17,<0.18",  # pinned: its formatting may change between minor versions
     "torchsde>=0.2.6",  # diffusers' SDE schedulers, which are tested beside ours, need it
     "setuptools>=77",  # a test reads what setup.py hands to it

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # public name -> module, in the order of the layers (a module imports only from those above its own)
 _EXPORTS: dict[str, str] = {
     "bundled_path": ".bundled",
+    "LoadingError": ".hub.loading",
     "Parameterization": ".processes",
     "PATHS": ".processes",
     "SCHEDULERS": ".schedulers",

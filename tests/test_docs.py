@@ -111,7 +111,16 @@ def test_snippets_run(page, tmp_path):
         (tmp_path / folder).symlink_to(ROOT / folder)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
+    hub = None
+    if page.name == "push.md":  # speaks to a Hub: one on this machine
+        from tests.hub.loopback import Server
+
+        hub = Server()
+        environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, "-c", f"SNIPPETS = {todo!r}\n{DRIVER}"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
+    if hub is not None:
+        hub.stop()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

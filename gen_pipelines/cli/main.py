@@ -15,6 +15,7 @@ from gen_pipelines import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "generate": ("gen_pipelines.cli.generate", "draw pictures of prompts"),
     "train": ("gen_pipelines.cli.train", "train a model from a recipe"),
+    "push": ("gen_pipelines.cli.push", "upload a model to the Hub"),
     "info": ("gen_pipelines.cli.info", "say what a model, or a picture that we drew, is made of"),
 }
 
@@ -42,7 +43,7 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:{width}}  {help_}" for verb, (_, help_) in VERBS.items())
     return (
         "usage: gen-pipelines VERB ...\n\n"
-        "Generative models as pipelines: load, generate, train.\n\n"
+        "Generative models as pipelines: load, generate, train, push.\n\n"
         f"verbs:\n{verbs}\n\n"
         "options:\n  --help     this text; gen-pipelines VERB --help for the options of a verb\n  --version  the version of the library\n\n"
         'example:\n  gen-pipelines generate "a red apple"'

@@ -32,6 +32,13 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--inexact-resume", action="store_true", help="resume even where that cannot be exact: a streamed data set, another machine"
     )
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="push the finished model to this repository (user/name) of the Hub; see `hf auth login`"
+    )
+    parser.add_argument("--private", action="store_true", help="make that repository private, if it is made now")
+    parser.add_argument(
+        "--push-checkpoints", action="store_true", help="push every checkpoint too, while the training runs, to the branch `checkpoints`"
+    )
     return parser
 
 
@@ -43,7 +50,16 @@ def run(args: argparse.Namespace) -> int:
     from gen_pipelines.training.run import train
 
     with logs_on_stderr():
-        folder = train(args.config, args.overrides, args.output_dir, resume=args.resume, inexact_resume=args.inexact_resume)
+        folder = train(
+            args.config,
+            args.overrides,
+            args.output_dir,
+            resume=args.resume,
+            inexact_resume=args.inexact_resume,
+            push_to_hub=args.push_to_hub,
+            private=args.private,
+            push_checkpoints=args.push_checkpoints,
+        )
     if os.environ.get("RANK", "0") == "0":
         print(folder)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundled import BUNDLED, bundled_path
-from ..hub.loading import read_index
+from ..hub.loading import LoadingError, read_index
 from .from_diffusers import mapped
 
 
@@ -67,7 +67,7 @@ class AutoPipeline:
 
         name = index["_class_name"]
         if not isinstance(name, str):
-            raise ValueError(
+            raise LoadingError(
                 f"{path}: its pipeline class {name!r} is code in the repository, which is never run; "
                 "load it with diffusers if you trust it."
             )
@@ -78,7 +78,7 @@ class AutoPipeline:
         diffusers = importlib.import_module("diffusers")
         if (theirs := _pipeline_class(diffusers, name)) is not None:
             return theirs, {"use_safetensors": True}
-        raise ValueError(
+        raise LoadingError(
             f"{path}: pipeline class {name!r} is known neither to gen_pipelines nor to diffusers {diffusers.__version__}; "
             f"update them, or check {path}."
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,9 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from ..bundled import BUNDLED, bundled_path
-from ..hub.card import LIBRARY_NAME, model_card
-from ..hub.loading import INDEX_NAME, component_class, components_of, load_module, read_index
+from ..hub.card import model_card
+from ..hub.loading import INDEX_NAME, LoadingError, check_module, component_class, components_of, load_component, read_index
+from ..hub.push import push_folder, push_object, strip_origin
 from ..hub.saving import written_at_once
 from ..schedulers.bridge import BridgedScheduler
 from .from_diffusers import MAPPED
@@ -43,6 +42,10 @@ _LOAD_OPTIONS = (
     "quantization_config",
     "disable_mmap",
 )
+
+# what the indices of diffusers' pipelines hold besides: parts that ours do without, and settings of those parts
+_KNOWN_TO_DIFFUSERS = {"safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker", "requires_aesthetics_score",
+                       "force_zeros_for_empty_prompt", "add_watermarker", "is_distilled"}  # fmt: skip
 
 _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16}
 _DTYPES |= {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -181,6 +184,8 @@ class GenerativePipeline(DiffusionPipeline):
         folder = cls._folder(path, kwargs)
         index = read_index(folder)
         ours = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        given = set(kwargs)
+        cls._check_index(folder, index, ours)
         known = MAPPED.get(index["_class_name"]) if isinstance(index["_class_name"], str) else None
         renamed = {} if known is None else {theirs: name for theirs, name in known.renamed.items() if name in ours}
         index = {renamed.get(name, name): value for name, value in index.items()}
@@ -191,12 +196,14 @@ class GenerativePipeline(DiffusionPipeline):
         if named := sorted(name for name in dropped if name not in kwargs or kwargs[name] is not None):
             logger.warning("%s does not use these components of %s: %s.", cls.__name__, path, ", ".join(named))
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped and name not in set(index) - ours}
-        modules = (
-            {}
-            if kwargs.get("device_map") or kwargs.get("quantization_config")
-            else cls._load_modules(folder, index, dtype, ours, kwargs, {name: theirs for theirs, name in renamed.items()})
-        )
-        pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **modules, **kwargs)
+        components = cls._load_components(folder, index, dtype, ours, kwargs, {name: theirs for theirs, name in renamed.items()})
+        try:
+            pipe = super().from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **components, **kwargs)
+        except Exception as error:
+            if isinstance(error, (LoadingError, ImportError, OSError)) or given & {*ours, "device_map", "quantization_config"}:
+                raise  # what the caller gave may be what is wrong
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise LoadingError(f"{folder}: its components make no {cls.__name__}: {reason[:600]}.") from error
         pipe.register_to_config(_name_or_path=path)
         return pipe
 
@@ -252,25 +259,43 @@ class GenerativePipeline(DiffusionPipeline):
             raise TypeError(f"{cls.__name__}.from_pretrained: unknown arguments {', '.join(unknown)}; allowed are {allowed}.")
 
     @classmethod
-    def _load_modules(
+    def _load_components(
         cls, folder: Path, index: Mapping[str, Any], dtype: Any, ours: set[str], kwargs: dict[str, Any], folders: Mapping[str, str]
-    ) -> dict[str, nn.Module]:
-        modules = {}
+    ) -> dict[str, Any]:
+        """Every component that the caller does not give, each checked before it is built."""
+        placed = kwargs.get("device_map") or kwargs.get("quantization_config")  # diffusers decides where each network's weights go
+        components = {}
         for name, (library, class_name) in components_of(index).items():
             if name not in ours or name in kwargs:
                 continue
             path = folder / folders.get(name, name)
             if not path.is_dir():
-                raise ValueError(
-                    f"{folder} lacks the folder {path.name!r} of a component that its {INDEX_NAME} names; "
-                    "download or save the pipeline again."
+                raise LoadingError(
+                    f"{folder} lacks the folder {path.name!r} of a component that its {INDEX_NAME} names; download or save it again."
                 )
             component = component_class(library, class_name)
-            if isinstance(component, type) and issubclass(component, nn.Module):
-                wanted = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
-                options = {k: kwargs[k] for k in ("low_cpu_mem_usage",) if k in kwargs}
-                modules[name] = load_module(path, library, component, wanted, kwargs.get("variant"), **options)
-        return modules
+            if placed and issubclass(component, nn.Module):
+                check_module(path, library, component, kwargs.get("variant"))
+                continue
+            wanted = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+            options = {k: kwargs[k] for k in ("low_cpu_mem_usage",) if k in kwargs}
+            components[name] = load_component(path, library, class_name, wanted, kwargs.get("variant"), **options)
+        return components
+
+    @classmethod
+    def _check_index(cls, folder: Path, index: Mapping[str, Any], ours: set[str]) -> None:
+        """A folder of this class may hold only what this class, or a pipeline of diffusers for the same task, knows."""
+        import gen_pipelines
+
+        if index["_class_name"] not in gen_pipelines.__all__:
+            return  # diffusers' rule for diffusers' classes
+        stored = getattr(gen_pipelines, index["_class_name"])  # which may be another pipeline than the one that is asked for
+        known = ours | set(inspect.signature(stored.__init__).parameters) - {"self"}
+        unknown = sorted(name for name in index if not name.startswith("_") and name not in known and name not in _KNOWN_TO_DIFFUSERS)
+        if unknown:
+            raise LoadingError(
+                f"{folder / INDEX_NAME}: {index['_class_name']} knows no {', '.join(unknown[:5])}; it knows {', '.join(sorted(known))}."
+            )
 
     @classmethod
     def download_index(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -292,7 +317,8 @@ class GenerativePipeline(DiffusionPipeline):
             raise ValueError(f"{repo!r} is neither a folder that exists nor a Hub id such as 'user/name'.") from error
         except (HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub: {reason}") from error
+            at = f" at revision {kwargs['revision']!r}" if kwargs.get("revision") else ""
+            raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub{at}: {reason}") from error
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -363,12 +389,12 @@ class GenerativePipeline(DiffusionPipeline):
         repo_id = repo_id or path.resolve().name
         with written_at_once(path, by_file=variant is not None) as side:
             super().save_pretrained(str(side), variant=variant, max_shard_size=max_shard_size)
-            for file in side.rglob("*.json"):
-                _strip_origin(file)
+            strip_origin(side)
             if not (path / "README.md").exists():
                 (side / "README.md").write_text(self.model_card(repo_id, license, notes), encoding="utf-8")
         if push_to_hub:
-            self._push(path, repo_id, private, token, commit_message, create_pr)
+            message = commit_message or f"Upload {type(self).__name__}"
+            push_folder(path, repo_id, private=private, token=token, commit_message=message, create_pr=create_pr, keep_card=True)
 
     def push_to_hub(
         self,
@@ -381,46 +407,29 @@ class GenerativePipeline(DiffusionPipeline):
         variant: str | None = None,
         subfolder: str | None = None,
         license: str | None = None,
+        revision: str | None = None,
+        max_shard_size: int | str | None = None,
+        notes: str = "",
     ) -> Any:
-        """Uploads the pipeline to the Hub and returns the commit; a model card that is there is left as it is."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / repo_id.rsplit("/", 1)[-1]
-            self.save_pretrained(path, safe_serialization=safe_serialization, variant=variant, repo_id=repo_id, license=license)
-            return self._push(path, repo_id, private, token, commit_message, create_pr, subfolder)
+        """Uploads the pipeline to the Hub as one commit and returns it; a model card that is there is left as it is.
 
-    def _push(
-        self,
-        path: Path,
-        repo_id: str,
-        private: bool | None,
-        token: str | None,
-        message: str | None,
-        create_pr: bool,
-        subfolder: str | None = None,
-    ) -> Any:
-        from huggingface_hub import HfApi
-
-        from .. import __version__
-
-        api = HfApi(token=token, library_name=LIBRARY_NAME, library_version=__version__)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        keep_card = bool(subfolder) or api.file_exists(repo_id, "README.md")  # never overwrite a card that its owner edited
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=path,
-            path_in_repo=subfolder,
-            create_pr=create_pr,
-            commit_message=message or f"Upload {type(self).__name__}",
-            ignore_patterns=["README.md"] if keep_card else None,
-        )
-
-
-# where a component came from: it says something about this machine and nothing about the component
-_ORIGIN = ("_name_or_path", "is_local", "local_files_only")
-
-
-def _strip_origin(file: Path) -> None:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and any(key in content for key in _ORIGIN):
-        kept = {key: value for key, value in content.items() if key not in _ORIGIN}
-        file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        Args:
+            repo_id: "user/name", or "name" for the user that is logged in; the repository is made if need be.
+            commit_message: what the commit says.
+            private: for a repository that is made; None leaves it to the account's default.
+            token: of the Hub; None takes the one of `hf auth login` or of the variable HF_TOKEN.
+            create_pr: open a pull request in place of a commit.
+            safe_serialization: only True: weights are safetensors.
+            variant, max_shard_size: as in `save_pretrained`.
+            subfolder: where in the repository.
+            license, notes: for the card, as in `save_pretrained`.
+            revision: a branch, which is made if need be.
+        Returns: huggingface_hub's `CommitInfo`; `.oid` is the commit, `.commit_url` its page.
+        Raises:
+            OSError: the Hub cannot be reached, or refuses.
+        """
+        saving = {"safe_serialization": safe_serialization, "variant": variant, "repo_id": repo_id, "license": license, "notes": notes}
+        return push_object(
+            self, repo_id, None, commit_message=commit_message, saving={**saving, "max_shard_size": max_shard_size}, private=private,
+            token=token, create_pr=create_pr, subfolder=subfolder, revision=revision,
+        )  # fmt: skip

@@ -51,6 +51,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..hub.push import PushMixin
 from ..processes.config import NETWORK_KEYS, OUR_KEYS, check_config_keys
 from ..processes.discrete_vp import DiscreteVPPath
 from ..processes.edm import EDMPath
@@ -192,7 +193,7 @@ def _when_read(x_0: Affine, x: Tensor, output: Tensor) -> Tensor | Callable[[], 
     return estimate
 
 
-class GaussianScheduler(SchedulerMixin, ConfigMixin):
+class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
     """Base class of the schedulers; see the module's docstring for how to write one.
 
     Constructor arguments, all by keyword (only `num_train_timesteps` may come by position): the solver's own (`solver_defaults`), the

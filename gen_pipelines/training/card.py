@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..hub.card import CARD_NAME, is_untouched, read_evaluation, stamped, with_evaluation, with_facts
 from .config import to_dict
 
 
@@ -37,3 +42,36 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
     settings = {key: value for key, value in to_dict(recipe).items() if key != "card"}
     lines += ["## Recipe", "", "```yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip(), "```"]
     return "\n".join(lines)
+
+
+def complete_card(folder: Path, recipe: Any) -> None:
+    """Adds to a generated card what only the run knows: data set and base model by their Hub names, the newest sample grid, measurements.
+
+    The grid is copied to `samples.png` in the folder. A card that a person wrote or edited stays as it is.
+    """
+    file = folder / CARD_NAME
+    if not file.is_file() or not is_untouched(text := file.read_text(encoding="utf-8")):
+        return
+    grids = sorted((folder / "samples").glob("step-*.png"))
+    if grids:
+        shutil.copyfile(grids[-1], folder / "samples.png")
+    data = [recipe.data.name] if _on_the_hub(recipe.data.name) else []
+    bases = [name for name in _sources(dict(recipe.model)) if _on_the_hub(name) and "/" in name]
+    text = with_facts(text, datasets=data, base_model=bases[0] if bases else None, samples=["samples.png"] if grids else [])
+    if evaluation := read_evaluation(folder):
+        text = with_evaluation(text, evaluation)
+    file.write_text(stamped(text), encoding="utf-8")
+
+
+def _sources(settings: Any) -> Iterator[str]:
+    """Where the recipe's networks come from."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if key == "from" and isinstance(value, str):
+                yield value
+            else:
+                yield from _sources(value)
+
+
+def _on_the_hub(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.startswith(".") and not Path(name).exists()

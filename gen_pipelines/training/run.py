@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub.saving import check_writable
+from .card import complete_card
 from .config import load_recipe, to_dict
 from .state import checkpoints
 
@@ -21,6 +22,9 @@ def train(
     output_dir: str | Path = "runs/run",
     resume: bool = False,
     inexact_resume: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    push_checkpoints: bool = False,
 ) -> Path:
     """Run a recipe.
 
@@ -30,9 +34,13 @@ def train(
         output_dir: receives the trained pipeline, and `checkpoints/`, `samples/`, `log.jsonl` and `recipe.yaml` beside it.
         resume: continue from the newest checkpoint in `output_dir`; bit for bit where the data set is not a stream.
         inexact_resume: continue even where that cannot be exact.
+        push_to_hub: a repository of the Hub that receives the finished model; whether it can be written is found out before the training.
+        private: make that repository private, if it is made now.
+        push_checkpoints: push every checkpoint while the training runs, to the branch `checkpoints`.
     Returns: `output_dir`.
     Raises:
         FileNotFoundError, ValueError: the recipe, the data or the output folder are not usable; raised before any training.
+        OSError: the Hub cannot be reached, or refuses.
         NonFiniteLoss: the loss became NaN or infinite.
     """
     recipe = load_recipe(config_path, overrides)
@@ -41,12 +49,22 @@ def train(
     if checkpoints(output_dir / "checkpoints") and not (resume or inexact_resume):
         raise ValueError(f"{output_dir} holds the checkpoints of an earlier run: pass --resume to continue it, or another --output-dir.")
 
+    if push_checkpoints and push_to_hub is None:
+        raise ValueError("push_checkpoints (--push-checkpoints) needs push_to_hub (--push-to-hub), the repository that they go to.")
+    hub = None
+    if push_to_hub is not None and os.environ.get("RANK", "0") == "0":
+        from .push import HubRun
+
+        hub = HubRun(push_to_hub, private)
+
     from .tasks import make_task
     from .trainer import Trainer
 
     task = make_task(recipe)
     hooks = {name: getattr(task, name, None) for name in ("initialize", "after_update")}
     trainer = Trainer(recipe, task.networks, task.losses, task.phases, task.data, output_dir, task.draw_samples, **hooks)
+    if hub is not None and push_checkpoints:
+        trainer.on_checkpoint = hub.push_checkpoint
     if resume or inexact_resume:
         step = trainer.resume(inexact=inexact_resume)
         logger.info("continuing from step %d", step)
@@ -60,6 +78,9 @@ def train(
         facts = {"steps": trainer.step, "seconds": round(trainer.seconds), "hardware": _hardware(trainer.accelerator.num_processes)}
         with trainer.averaged_weights() as networks:
             task.save(networks, output_dir, facts)
+        complete_card(output_dir, recipe)
+        if hub is not None:
+            logger.info("pushed: %s", hub.push_result(output_dir))
     trainer.accelerator.wait_for_everyone()
     return output_dir
 

@@ -88,6 +88,7 @@ class Trainer:
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
         self.output_dir, self.draw_samples = Path(output_dir), draw_samples
         self.initialize, self.after_update = initialize, after_update
+        self.on_checkpoint: Callable[[Path], None] | None = None  # called on the main process with the folder of each checkpoint
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             mixed_precision=self.loop.mixed_precision,
@@ -325,8 +326,10 @@ class Trainer:
                 "recipe": to_dict(self.recipe),
             }
             folder = self.output_dir / "checkpoints"
-            save_checkpoint(folder, self.step, networks, averages, states, about, self.loop.keep_checkpoints, ranks)
+            saved = save_checkpoint(folder, self.step, networks, averages, states, about, self.loop.keep_checkpoints, ranks)
             self._write_log()
+            if self.on_checkpoint is not None:
+                self.on_checkpoint(saved)
         self.accelerator.wait_for_everyone()
 
     def resume(self, inexact: bool = False) -> int:

@@ -195,7 +195,7 @@ def test_bad_layouts_are_refused(tmp_path):
     refused("whole number", text_cfg={**TEXT, "width": "wide"})
     refused("network of transformers", text_cfg={**TEXT, "hf_model_name": "roberta-base"})
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="not a whole safetensors file|cut short"):
+    with pytest.raises(ValueError, match="cut short"):
         OpenCLIPTextEncoder.from_pretrained(folder)
     weights.rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="only pickled weights.*python -c"):

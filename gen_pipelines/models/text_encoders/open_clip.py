@@ -23,6 +23,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
+from ...hub.loading import LoadingError, read_header
 from ..base import GenerativeModel
 
 __all__ = ["ConfigMixin", "ModelMixin", "OpenCLIPTextEncoder", "OpenCLIPTokenizer", "PreTrainedTokenizerFast", "TextEncoderOutput"]
@@ -172,15 +173,16 @@ class OpenCLIPTextEncoder(GenerativeModel):
             settings = {"text_config": stored["text_cfg"], "embed_dim": stored["embed_dim"], "quick_gelu": stored.get("quick_gelu", False)}
             name = stored.get("_name_or_path") or kwargs.get("architecture") or "custom"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / HUB_CONFIG} is no configuration of open_clip ({error!r}); download it again.") from None
+            raise LoadingError(f"{folder / HUB_CONFIG} is no configuration of open_clip ({error!r}); download it again.") from None
         weights = folder / HUB_WEIGHTS
         if not weights.is_file():
-            raise ValueError(
+            raise LoadingError(
                 f"{folder} holds no {HUB_WEIGHTS}"
                 + (f", only pickled weights ({HUB_PICKLE}), which are not loaded; convert them once, if you trust their author: "
                    f"python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{folder / HUB_PICKLE}', weights_only=True), "
                    f"'{weights}')\"" if (folder / HUB_PICKLE).is_file() else "; download it again.")
             )  # fmt: skip
+        read_header(weights)  # whole, before anything is built
         model = cls(architecture=name, skip_layers=kwargs.get("skip_layers", 0), **settings)
         wanted = model.tower.state_dict()
         state: dict[str, Tensor] = {}
@@ -189,17 +191,17 @@ class OpenCLIPTextEncoder(GenerativeModel):
                 keys = set(file.keys())
                 prefix = "text." if any(key.startswith("text.transformer.") for key in keys) else ""
                 if missing := sorted(key for key in wanted if prefix + key not in keys):
-                    raise ValueError(f"{weights} has no weights for {', '.join(missing[:5])} of the text tower of {HUB_CONFIG}.")
+                    raise LoadingError(f"{weights} has no weights for {', '.join(missing[:5])} of the text tower of {HUB_CONFIG}.")
                 for key, tensor in wanted.items():
                     there = file.get_slice(prefix + key).get_shape()
                     if list(there) != list(tensor.shape):
-                        raise ValueError(f"{weights}: {prefix + key} has shape {there}, and {HUB_CONFIG} asks for {list(tensor.shape)}.")
+                        raise LoadingError(f"{weights}: {prefix + key} has shape {there}, and {HUB_CONFIG} asks for {list(tensor.shape)}.")
                     state[key] = file.get_tensor(prefix + key)
                 own = [key for key in keys if key.startswith(tuple(prefix + part for part in _TEXT_KEYS))]
                 if unknown := sorted(key for key in own if key.removeprefix(prefix) not in wanted):
-                    raise ValueError(f"{weights} has weights that the text tower of {HUB_CONFIG} lacks: {', '.join(unknown[:5])}.")
+                    raise LoadingError(f"{weights} has weights that the text tower of {HUB_CONFIG} lacks: {', '.join(unknown[:5])}.")
         except SafetensorError as error:
-            raise ValueError(f"{weights} is not a whole safetensors file ({error}); download it again.") from None
+            raise LoadingError(f"{weights} is not a whole safetensors file ({error}); download it again.") from None
         model.tower.load_state_dict(state)
         return model.to(kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32).eval()
 
@@ -389,7 +391,7 @@ def _fetch_open_clip_layout(repo: str, kwargs: Mapping[str, Any]) -> Path | None
     except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError:
-        raise ValueError(
+        raise LoadingError(
             f"{repo} holds {HUB_CONFIG} and no {HUB_WEIGHTS}: its weights are pickled, which are not loaded; convert them once, if you "
             f"trust their author: python -c \"import open_clip, safetensors.torch as s; m = open_clip.create_model('hf-hub:{repo}'); "
             f"s.save_model(m, '{HUB_WEIGHTS}')\", and put that file beside {HUB_CONFIG} in a folder."
