@@ -34,10 +34,10 @@ def draw_log_weights(model: Any, x: Tensor, num_samples: int, generator: Generat
     """
     posterior, chunks = model.encode(x).latent_dist, []
     kl = posterior.kl_per_dimension().sum(-1)
-    for start in range(0, num_samples, max(ROWS // len(x), 1)):
-        count = min(max(ROWS // len(x), 1), num_samples - start)
-        noise = normal((len(x), count, posterior.mean.shape[-1]), generator, x.device, posterior.mean.dtype).transpose(0, 1)
-        z = posterior.sample(noise)                                                                    # (k, B, d)
+    # all of a picture's noise at once: drawn in parts, it would depend on how many pictures there are beside it
+    noise = normal((len(x), num_samples, posterior.mean.shape[-1]), generator, x.device, posterior.mean.dtype).transpose(0, 1)
+    for part in noise.split(max(ROWS // len(x), 1)):
+        z = posterior.sample(part)                                                                     # (k, B, d)
         conditional = model.decode(z).distribution.log_prob(x)                                         # (k, B)
         chunks.append(conditional - kl if analytic else conditional + standard_normal_log_prob(z) - posterior.log_prob(z))
     return torch.cat(chunks)

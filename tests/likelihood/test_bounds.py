@@ -131,6 +131,29 @@ def test_a_binary_model_gives_nats_of_binarised_pictures_only():
     assert result.dequantization == "dynamic binarization"
 
 
+def test_many_draws_are_decoded_in_parts_and_counted_all(monkeypatch):
+    import gen_pipelines.likelihood.iwae as module
+
+    model, levels = toy_28(), torch.randint(0, 256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    whole = iwae(model, levels, 23, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(module, "ROWS", 7)
+    decoded = []
+    monkeypatch.setattr(model, "decode", lambda z: decoded.append(z.shape[0]) or VAEModel.decode(model, z))
+    parts = iwae(model, levels, 23, torch.Generator().manual_seed(0), batch_size=2)
+    assert_close(parts.nats, whole.nats)
+    assert_close(parts.stderr, whole.stderr, rtol=1e-3, atol=1e-6)
+    assert sum(decoded) == 3 * 23
+    assert max(decoded) <= 7
+    assert whole.num_function_evaluations == 23
+
+
+def test_a_model_that_gives_no_number_is_an_error_and_not_left_out():
+    model = toy_28()
+    model.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="2 of 2 log-likelihoods are not finite"):
+        elbo(model, torch.zeros(2, 1, 8, 8, dtype=torch.long), 2)
+
+
 def test_nothing_random_is_taken_from_the_global_state():
     pipe = VAEPipeline(toy_28())
     levels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)

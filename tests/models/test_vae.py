@@ -116,6 +116,14 @@ def test_settings_that_mean_nothing_are_errors(changes, message):
         make("conv", **changes)
 
 
+def test_an_encoder_that_runs_away_gives_no_infinity():
+    model = make("conv")
+    with torch.no_grad():
+        model.to_moments.bias[4:] = torch.tensor([1e6, -1e6, 500.0, -500.0])
+        kl = model.encode(pictures(model)).latent_dist.kl_per_dimension()
+    assert torch.isfinite(kl).all()
+
+
 def test_pictures_of_another_size_are_an_error():
     with pytest.raises(ValueError, match=r"\(B, 1, 12, 12\) are needed, got \(2, 1, 28, 28\)"):
         make("conv").encode(torch.zeros(2, 1, 28, 28))

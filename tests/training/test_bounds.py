@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gen_pipelines import ELBOObjective, IWAEObjective, VAEModel
+from gen_pipelines import ELBOObjective, IWAEObjective, PriorObjective, TransformerPrior, VAEModel, VQObjective, VQVAEModel
 
 
 def make(**changes) -> VAEModel:
@@ -122,3 +122,55 @@ def test_stl_has_no_noise_where_the_posterior_is_exact():
 def test_settings_that_mean_nothing_are_errors(make_it):
     with pytest.raises(ValueError, match=r"ELBOObjective: .*|IWAEObjective: .*"):
         make_it()
+
+
+def test_the_loss_of_a_vq_vae_is_of_the_sample_whatever_the_batch():
+    """The weight of the quantisation term does not grow with the batch; both terms are means over what they are of."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VQVAEModel(sample_size=8, hidden_channels=8, layers_per_block=1, num_embeddings=8, embedding_dim=4).double().eval()
+    output = model(X)
+    whole = VQObjective(weight=2.0)(model, X)
+    assert_close(whole.per_sample, -output.distribution.log_prob(X) / 64 + 2 * output.loss)
+    assert_close(VQObjective(weight=2.0)(model, X[2:4]).per_sample, whole.per_sample[2:4])
+    squared = VQObjective("squared_error", variance=0.5)(model, X)
+    assert_close(squared.per_sample, (output.distribution.mean - X).square().mean((1, 2, 3)) / 0.5 + output.loss)
+    z, codes = model._vectors(0, model._features(X), None), output.codes[0]
+    assert_close(output.loss, 0.25 * (z - model.quantizers[0].decode(codes)).square().mean((1, 2, 3)))
+
+
+def test_the_loss_of_priors_is_nats_per_code_and_labels_are_dropped_by_the_samples_own_generator():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        priors = [
+            TransformerPrior(5, (2, 2), 3, width=8, num_layers=1, num_heads=2),
+            TransformerPrior(5, (4, 4), 3, [[2, 2]], width=8, num_layers=1, num_heads=2),
+        ]
+    codes = [torch.randint(5, (6, side, side), generator=torch.Generator().manual_seed(side)) for side in (2, 4)]
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    direct = -(priors[0].log_prob(codes[0], labels) + priors[1].log_prob(codes[1], labels, codes[:1])) / 20
+    assert_close(PriorObjective()(priors, codes, labels=labels).per_sample, direct)
+    nothing = PriorObjective(drop_label=1.0)(priors, codes, labels=labels, generator=seeded()).per_sample
+    assert_close(nothing, PriorObjective()(priors, codes, labels=torch.full((6,), 3)).per_sample)
+    some = PriorObjective(drop_label=0.5)(priors, codes, labels=labels, generator=seeded(7)).per_sample
+    dropped = (some - nothing).abs() < 1e-6
+    assert 0 < dropped.sum() < 6
+    part = PriorObjective(drop_label=0.5)(priors, [level[1:3] for level in codes], labels=labels[1:3], generator=seeded(7)[1:3]).per_sample
+    assert_close(part, some[1:3])
+
+
+def test_a_codebook_that_is_hardly_used_is_warned_of_before_its_prior_is_trained(caplog):
+    from gen_pipelines.training.tasks.prior import encode_pictures
+
+    class Pictures:
+        def __len__(self) -> int:
+            return 6
+
+        def picture(self, item: int) -> torch.Tensor:
+            return ((X[item] + 1) * 127.5).round().to(torch.uint8)
+
+    model = VQVAEModel(sample_size=8, hidden_channels=8, layers_per_block=1, num_embeddings=64, embedding_dim=4).eval()
+    model.quantizers[0].codebook[1:] = 1e6
+    codes = encode_pictures(model, Pictures(), batch_size=4)
+    assert codes[0].shape == (6, 2, 2)
+    assert "uses 1 of 64" in caplog.text
