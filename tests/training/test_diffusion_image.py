@@ -197,7 +197,7 @@ def test_two_ranks_have_the_gradients_of_one(digits, tmp_path):
 @pytest.mark.parametrize("kind", ["ddpm", "flow"])
 def test_it_learns_digits(kind, digits, tmp_path):
     """Most drawn digits look like their class: the nearest class mean of the data is the label's."""
-    settings = recipe(digits, {**UNET, "block_out_channels": [32, 64], "dropout": 0.0}, steps=400, batch_size=64, checkpoint_every=0)
+    settings = recipe(digits, {**UNET, "block_out_channels": [32, 64], "dropout": 0.0}, steps=250, batch_size=64, checkpoint_every=0)
     settings["ema"] = {"decay": 0.98}
     settings["optimizer"] |= {"learning_rate": 2e-3, "schedule": "cosine"}
     if kind == "flow":
