@@ -38,15 +38,20 @@ class DenoisingObjective:
         weighting: None for weight one on the error of what the network predicts; a function of the SNR for the error of eps
             (`weightings.py`), which is converted; or "likelihood", the continuous-time variational bound's -1/2 dlog(snr)/dt (nats per
             dimension, up to terms without parameters; the time density must be uniform and the path continuous).
+        coupling: (x_0, eps, labels, uniform numbers) -> eps in another order (`MinibatchOTCoupling`): straighter flows; for velocities
+            only, since noise that goes with its picture is no longer the noise that a score is about.
     """
 
     parameterization: Parameterization
     time_density: Callable[[Tensor, Parameterization], Tensor] = field(default_factory=Uniform)
     weighting: Callable[[Tensor], Tensor] | str | None = None
+    coupling: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.parameterization.prediction == "consistency":
             raise ValueError("DenoisingObjective: a consistency network learns by distillation or consistency training, not by denoising.")
+        if self.coupling is not None and self.parameterization.prediction != "flow_prediction":
+            raise ValueError(f"DenoisingObjective: a coupling needs flow_prediction, got {self.parameterization.prediction!r}.")
         if self.parameterization.learned_variance:
             raise ValueError("DenoisingObjective trains no variance: take variance='fixed_small' or 'fixed_large', or leave it out.")
         if self.weighting == _LIKELIHOOD:
@@ -75,6 +80,8 @@ class DenoisingObjective:
         parameterization, path = self.parameterization, self.parameterization.path
         u = uniform((len(x_0), 1), generator, x_0.device)[:, 0]                                       # (B,)
         eps = normal(x_0.shape, generator, x_0.device)                                                # (B, *event)
+        if self.coupling is not None:
+            eps = self.coupling(x_0, eps, getattr(condition, "labels", None), uniform((len(x_0), 1), generator)[:, 0])
         t = self.time_density(u, parameterization)                                                    # (B,) float64, native time
         alpha, sigma = (_expand(value.to(x_0.dtype), x_0) for value in (path.alpha(t), path.sigma(t)))
         x_t = alpha * x_0 + sigma * eps

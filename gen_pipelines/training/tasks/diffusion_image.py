@@ -21,6 +21,7 @@ from ..card import training_notes
 from ..config import coerce
 from ..data import LatentData, PictureData, known_words_holdout, load_rows
 from ..objectives.base import ObjectiveOutput, Phase
+from ..objectives.coupling import MinibatchOTCoupling
 from ..objectives.denoising import DenoisingObjective
 from ..objectives.time_densities import TIME_DENSITIES
 from ..random import Generators, seed_of
@@ -37,7 +38,7 @@ MODEL = {
     "default_num_inference_steps": 50,
     "default_guidance_scale": 1.0,
 }
-OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_label": 0.1}
+OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_label": 0.1, "coupling": None}
 SAMPLE = {"pictures": 40, "steps": 50, "guidance": None}
 
 
@@ -61,6 +62,7 @@ class DiffusionImageTask:
             self.scheduler.parameterization or Parameterization.from_config(dict(self.scheduler.config)),
             choose(TIME_DENSITIES, objective["time_density"], "objective.time_density"),
             choose_weighting(objective["weighting"]),
+            None if objective["coupling"] is None else MinibatchOTCoupling(str(objective["coupling"])),
         )
 
         rows = load_rows(recipe.data)
