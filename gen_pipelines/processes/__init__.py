@@ -1,5 +1,6 @@
 """Gaussian paths, what networks predict on them, and time grids: pure maths, float64 tables, no networks and no loops."""
 
+from .conventions import CONVENTIONS, Convention
 from .cosine import CosinePath
 from .discrete_vp import DiscreteVPPath
 from .edm import EDMPath
@@ -13,6 +14,6 @@ from .ve import VEPath
 from .vp_sde import VPSDEPath
 
 __all__ = [
-    "DATA", "PATHS", "PREDICTIONS", "TIME_INPUTS", "CosinePath", "DiscreteVPPath", "EDMPath", "Level", "LinearPath", "Parameterization",
-    "Path", "SubVPPath", "VEPath", "VPSDEPath",
+    "CONVENTIONS", "DATA", "PATHS", "PREDICTIONS", "TIME_INPUTS", "Convention", "CosinePath", "DiscreteVPPath", "EDMPath", "Level",
+    "LinearPath", "Parameterization", "Path", "SubVPPath", "VEPath", "VPSDEPath",
 ]  # fmt: skip

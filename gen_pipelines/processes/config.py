@@ -204,7 +204,7 @@ def _from_diffusers(config: dict[str, Any]) -> dict[str, Any]:
     return {**common, "path": path, "prediction": "edm", "sign": sign, "sigma_data": _need(config, "sigma_data", family)}
 
 
-def parameterization_from_config(config: dict[str, Any], overrides: dict[str, Any]) -> Parameterization:
+def parameterization_from_config(config: dict[str, Any], overrides: dict[str, Any], model: Any = None) -> Parameterization:
     """`Parameterization.from_config`; see there."""
     config, own = dict(config), {}
     for key, value in overrides.items():
@@ -232,6 +232,11 @@ def parameterization_from_config(config: dict[str, Any], overrides: dict[str, An
             fields["sigma_data"] = config["sigma_data"]
     else:
         fields = _from_diffusers(config)
+    if model is not None:
+        from .conventions import fields_from_model
+
+        count = int(config.get("num_train_timesteps") or 1000)
+        fields |= fields_from_model(model, {**fields, **stored, **own}, count, frozenset((*stored, *own)))
     if "prediction" in own and own["prediction"] != fields.get("prediction"):
         fields.pop("sigma_data", None)
         fields.pop("time_input", None)

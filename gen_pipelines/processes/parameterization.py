@@ -58,6 +58,7 @@ TIME_INPUTS: dict[str, TimeInput] = {
     "1000 t": TimeInput("unit", lambda t, p: 1000 * t, lambda c, p: c / 1000),
     "999 t": TimeInput("unit", lambda t, p: 999 * t, lambda c, p: c / 999),
     "1000 (1 - t)": TimeInput("unit", lambda t, p: 1000 * (1 - t), lambda c, p: 1 - c / 1000),
+    "999 (1 - t)": TimeInput("unit", lambda t, p: 999 * (1 - t), lambda c, p: 1 - c / 999),
     "sigma": TimeInput("sigma", _sigma_of_t, _t_of_sigma),
     "log(sigma)/4": TimeInput("sigma", lambda t, p: _log(_sigma_of_t(t, p)) / 4, lambda c, p: _t_of_sigma(_exp(c * 4), p)),
     "250 log(sigma)": TimeInput("sigma", lambda t, p: 250 * _log(_sigma_of_t(t, p)), lambda c, p: _t_of_sigma(_exp(c / 250), p)),
@@ -362,20 +363,40 @@ class Parameterization:
         return parameterization_to_config(self)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], **overrides: Any) -> "Parameterization":
+    def named(cls, name: str, **changes: Any) -> "Parameterization":
+        """The convention of a codebase, an entry of `CONVENTIONS`: `Parameterization.named("sit")`.
+
+        Args:
+            name: `sd`, `ddpm`, `dit`, `sd3`, `flux`, `lumina`, `edm`, `torchcfm`, `score_sde_vp`, ...; capitals and hyphens do not matter.
+            changes: fields that differ from its best-known network.
+
+        Raises:
+            ValueError: an unknown name; changes that do not fit together.
+        """
+        from .conventions import convention_named
+
+        p = convention_named(name).parameterization
+        return p.with_(**changes) if changes else p
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], model: Any = None, **overrides: Any) -> "Parameterization":
         """Read a scheduler config of diffusers or of this library.
 
         Args:
             config: the whole config, defaults included: a dict, a scheduler's `.config`, or the content of `scheduler_config.json`. It is
                 read by `_class_name` where there is one, else by its keys; a `parameterization` key completes it.
+            model: the network of the same repository, its class, the name of that, or its config: says what no scheduler config does, the
+                time that a flow's network is given, which way its velocity points, and whether it learned its variance. None takes what
+                the scheduler hands over (`1000 t` and eps - x_0 for flows).
             overrides: diffusers' keys (`prediction_type="v_prediction"`) or fields of this class; they win.
 
         Raises:
-            ValueError: the config is ambiguous, lacks what is needed, or has a key that neither this library nor diffusers knows.
+            ValueError: the config is ambiguous, lacks what is needed, or has a key that neither this library nor diffusers knows; the
+                model's class is not known, or contradicts the config.
         """
         from .config import parameterization_from_config
 
-        return parameterization_from_config(config, overrides)
+        return parameterization_from_config(config, overrides, model)
 
     def with_(self, **changes: Any) -> "Parameterization":
         """A copy with some fields changed; a time input that was the usual one follows the new path and prediction."""

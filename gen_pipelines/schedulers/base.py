@@ -41,6 +41,7 @@ The state is always in the coordinates of the network's own path, x = alpha x_0 
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -209,6 +210,7 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
     network_defaults: ClassVar[dict[str, Any]] = VP_NETWORK
     flow_grid: ClassVar[bool] = False
     round_timesteps: ClassVar[bool] = False
+    jumps: ClassVar[bool] = False  # whether the rule is for networks that jump to data in one evaluation
     _compatibles: ClassVar[list[str]] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -415,6 +417,7 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         """
         as_list = lambda v: v.tolist() if hasattr(v, "tolist") else v
         p = self.parameterization
+        self._warn_of_jumps(p)
         grid = make_grid(p, num_inference_steps, self.grid_options(), as_list(timesteps), as_list(sigmas), mu)
         self._clear()
         self.num_inference_steps = len(grid)
@@ -432,6 +435,16 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         self._stride = self._timesteps.element_size()
         ends = [*(s.here for s in self._stages), self._stages[-1].there]
         self._sigmas = torch.tensor([sigma_of_level(p, level) for level in ends], dtype=torch.float32)
+
+    def _warn_of_jumps(self, p: Parameterization) -> None:
+        """Says once what an ODE solver or a diffusion sampler makes of a consistency network."""
+        if p.prediction == "consistency" and not self.jumps and not self.__dict__.get("_warned_of_jumps"):
+            self._warned_of_jumps = True
+            warnings.warn(
+                f"{type(self).__name__} on a consistency network: its x_0 is the end of the curve through x, not the mean of the data that "
+                "fit x, so steps along it give samples of another distribution. Take ConsistencyScheduler.",
+                stacklevel=3,
+            )
 
     def _need_timesteps(self, what: str) -> list[Stage]:
         if self._stages is None:

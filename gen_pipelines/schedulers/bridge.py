@@ -309,6 +309,11 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
     # ------------------------------------------------------------------ the config
 
     @property
+    def jumps(self) -> bool:
+        """Whether the hosted rule is for networks that jump to data in one evaluation."""
+        return self._hosting.consistency
+
+    @property
     def hosted_class(self) -> type:
         """The class of diffusers that is hosted."""
         return self._class
@@ -586,6 +591,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
             ValueError: steps of distillation for another class; an explicit grid that the hosted class cannot follow on this network.
         """
         p = self.parameterization
+        self._warn_of_jumps(p)
         self._clear()
         self._lay = {"num_inference_steps": num_inference_steps, "device": device, "mu": mu, "timesteps": timesteps, "sigmas": sigmas}
         self._lay["original_inference_steps"] = original_inference_steps

@@ -82,6 +82,7 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
         "beta_schedule": "scaled_linear",
     }
     round_timesteps = True
+    jumps = True
 
     @classmethod
     def from_config(cls, config: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

@@ -1,55 +1,85 @@
-"""Every scheduler on every kind of network, against data whose ideal network is known."""
+"""Every scheduler on every kind of network, against data whose ideal network is known: the public suite, and what it has not."""
 
+import warnings
+
+import diffusers
 import pytest
 import torch
 from analytic import GAUSSIAN, NETWORKS, sample
 from torch.testing import assert_close
 
-from gen_pipelines.processes import DATA, DiscreteVPPath, EDMPath, LinearPath, Parameterization, SubVPPath, VEPath, VPSDEPath
-from gen_pipelines.schedulers import SCHEDULERS
-from gen_pipelines.schedulers.multistep import MultistepScheduler
+from gen_pipelines.schedulers import (
+    SCHEDULERS,
+    BridgedScheduler,
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCScheduler,
+)  # fmt: skip
+from gen_pipelines.testing import CHECKS, CONSISTENCY_NETWORKS, OTHER_NETWORKS, Promise, check_scheduler
 
-SAMPLERS = [name for name in SCHEDULERS if name != "consistency"]  # it has its own oracle, consistency networks: test_consistency.py
-STEPS = {"score_sde": 400}  # Euler-Maruyama; the others have 100
-DETERMINISTIC = ["ddim", "euler", "flow_match_euler"]
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_have_the_datas_moments(name, network):
-    """20,000 draws: a standard error of the mean is 0.002, of the standard deviation 0.0015; the tolerances are discretisation."""
-    p, grid = NETWORKS[network]
-    scheduler = SCHEDULERS[name]().bind(p, grid)
-    x = sample(scheduler, GAUSSIAN.network(p), (20_000,), steps=STEPS.get(name, 100))
-    mean, std = GAUSSIAN.mean, GAUSSIAN.std
-    if isinstance(scheduler, MultistepScheduler) and grid.get("timestep_spacing") == "leading":
-        # diffusers' leading grid for these solvers begins at index 901 of 1000, which is kept for parity: noise of variance 1 is not the
-        # marginal there, and the right answer is where the exact flow takes it
-        zero, one = (GAUSSIAN.ode(torch.tensor(v), scheduler._stages[0].here, DATA) for v in (0.0, 1.0))
-        mean, std = float(zero), float(one - zero)
-    assert float(x.mean()) == pytest.approx(mean, abs=0.02)
-    assert float(x.std()) == pytest.approx(std, abs=0.035)
+FIRST_ORDER = ["ddim", "euler", "flow_match_euler", "rectified_flow"]  # and without noise
+LONG = ("mixture", "grids")
 
 
-@pytest.mark.parametrize(
-    "p",
-    [
-        Parameterization(VPSDEPath()),
-        Parameterization(SubVPPath(), "score", time_input="t"),
-        Parameterization(VEPath(), "score"),
-        Parameterization(EDMPath(), "epsilon"),
-        Parameterization(LinearPath(), "epsilon", lambda_range=(-5.0, 7.0)),
-        Parameterization(LinearPath(), "flow_prediction", time_input="1 - t", sign=-1),
-        Parameterization(DiscreteVPPath(), "flow_prediction"),
-        Parameterization(DiscreteVPPath(), "edm", sigma_data=0.3),
-    ],
-    ids=lambda p: f"{p.path.name}-{p.prediction}",
-)
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_other_paths_and_predictions(name, p):
-    x = sample(SCHEDULERS[name]().bind(p), GAUSSIAN.network(p), (20_000,), steps=STEPS.get(name, 100))
-    assert float(x.mean()) == pytest.approx(GAUSSIAN.mean, abs=0.02)
-    assert float(x.std()) == pytest.approx(GAUSSIAN.std, abs=0.035)
+class Stochastic(DDIMScheduler):
+    """DDIM at eta = 1."""
+
+    def step(self, *args, eta=1.0, **kwargs):
+        return super().step(*args, eta=eta, **kwargs)
+
+
+def dpm(**fixed):
+    return lambda **options: DPMSolverMultistepScheduler(**{**fixed, **options})
+
+
+FULL = {"lower_order_final": False}
+# class or factory, and what it promises where that is not its class's
+EVERY = {
+    **{name: (cls, None) for name, cls in SCHEDULERS.items()},
+    "ddim_inverse": (DDIMInverseScheduler, None),
+    "ddim eta 1": (Stochastic, Promise(order=1, exact_for_points=True)),
+    "dpm 3M": (dpm(solver_order=3), Promise(order=3, order_options=FULL, exact_for_points=True)),
+    "dpm eps 2M": (dpm(algorithm_type="dpmsolver", final_sigmas_type="zero"), Promise(order=2, order_options=FULL, exact_for_points=True)),
+    "dpm sde 1": (dpm(algorithm_type="sde-dpmsolver++", solver_order=1), Promise(order=1, exact_for_points=True)),
+    "dpm sde 2M": (dpm(algorithm_type="sde-dpmsolver++"), Promise(order=2, order_options=FULL, exact_for_points=True)),
+    "unip 2": (
+        lambda **o: UniPCScheduler(**{"disable_corrector": list(range(999)), **o}),
+        Promise(order=2, order_options=FULL, exact_for_points=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "ddim_inverse"])
+def test_conformance(name):
+    """Moments, marginals, order, exactness, round trips, grids, saving and refusals on the kinds of network in use."""
+    make, promise = EVERY[name]
+    networks = None if name == "consistency" else NETWORKS
+    report = check_scheduler(make, checks=[c for c in CHECKS if c not in LONG], networks=networks, promise=promise, name=name, samples=2000)
+    report.raise_for_failures()
+    assert not [row for row in report.rows if row.verdict == "refused"]
+    judged = {row.check for row in report.rows if row.passed}
+    assert judged >= ({"moments", "grid", "refusals"} if name != "ddim_inverse" else {"round trip"})
+    assert "order" in judged or name in ("consistency", "ddim_inverse")
+
+
+@pytest.mark.slow  # ten seconds each
+@pytest.mark.parametrize("name", EVERY)
+def test_everything_on_every_path_and_prediction(name):
+    """The rest of the networks, a hundred other grids, and clusters; and variants of the solvers."""
+    make, promise = EVERY[name]
+    report = check_scheduler(make, promise=promise, name=name)
+    report.raise_for_failures()
+    assert not [row for row in report.rows if row.verdict == "refused"]
+    assert name in ("consistency", "ddim_inverse") or {row.check for row in report.rows if row.passed} >= {"order", *LONG}
+
+
+def test_every_path_and_prediction_is_among_the_networks():
+    from gen_pipelines.processes import PATHS, PREDICTIONS
+
+    all_ = [p for p, _ in {**NETWORKS, **OTHER_NETWORKS}.values()]
+    assert {p.path.name for p in all_} == set(PATHS)
+    assert {p.prediction for p in all_} == set(PREDICTIONS) - {"consistency"}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -61,12 +91,13 @@ def test_first_order_solvers_agree_on_one_grid(network):
     timesteps = [float(torch.tensor(p.network_time(float(t)), dtype=torch.float32)) for t in times]
     x = torch.randn(64, generator=torch.Generator().manual_seed(1))
     results = []
-    for name in DETERMINISTIC:
+    for name in FIRST_ORDER:
         scheduler = SCHEDULERS[name]().bind(p)
         scheduler.set_timesteps(timesteps=timesteps)
         results.append(sample(scheduler, GAUSSIAN.network(p), steps=None, x=x * scheduler.init_noise_sigma))
     assert_close(results[1], results[0], rtol=0, atol=1e-5)
     assert_close(results[2], results[0], rtol=0, atol=1e-5)
+    assert_close(results[3], results[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -76,24 +107,6 @@ def test_ddpm_is_ddim_at_eta_1_with_the_same_noise(network):
     a = sample(ddpm, GAUSSIAN.network(p), (64,), steps=20)
     b = sample(ddim, GAUSSIAN.network(p), (64,), steps=20, eta=1.0)
     assert_close(a, b, rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_first_order_convergence_to_the_odes_solution(name):
-    p = Parameterization(LinearPath(), "flow_prediction")
-    network = GAUSSIAN.network(p)
-    x = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    errors, counts = [], [32, 64, 128, 256]
-    for n in counts:  # between two interior levels: a last step to sigma 0 is a floor
-        scheduler = SCHEDULERS[name]().bind(p)
-        scheduler.set_timesteps(timesteps=[1000 * (0.9 - 0.6 * i / n) for i in range(n + 1)])
-        state = x
-        for t in scheduler.timesteps[:-1]:
-            state = scheduler.step(network(state, t), t, state).prev_sample
-        exact = GAUSSIAN.ode(x, p.path.level(0.9), p.path.level(0.3))
-        errors.append(float((state - exact).abs().max()))
-    slope = torch.tensor([a / b for a, b in zip(errors, errors[1:], strict=False)]).log2().mean()
-    assert float(slope) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("network", ["sd_eps", "sd3_flow", "edm"])
@@ -139,3 +152,26 @@ def test_ddpm_with_other_variances(network, variance):
     x = sample(scheduler, network_with_variance, (10_000, 1), steps=None)
     assert float(x.mean()) == pytest.approx(GAUSSIAN.mean, abs=0.02)
     assert float(x.std()) == pytest.approx(GAUSSIAN.std, abs=0.035)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "consistency"])
+def test_a_consistency_network_under_another_solver_warns_once(name):
+    p, _ = CONSISTENCY_NETWORKS["consistency"]
+    scheduler = SCHEDULERS[name]().bind(p)
+    with pytest.warns(UserWarning, match=f"{type(scheduler).__name__} on a consistency network: its x_0 is the end of the curve"):
+        scheduler.set_timesteps(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(4)
+        SCHEDULERS["consistency"]().bind(p).set_timesteps(4)
+
+
+def test_a_hosted_solver_on_a_consistency_network_warns_once():
+    p, _ = CONSISTENCY_NETWORKS["consistency"]
+    scheduler = BridgedScheduler(diffusers.EulerDiscreteScheduler(), p)
+    with pytest.warns(UserWarning, match="on a consistency network"):
+        scheduler.set_timesteps(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.set_timesteps(4)
+        BridgedScheduler(diffusers.CMStochasticIterativeScheduler(), p).set_timesteps(4)
