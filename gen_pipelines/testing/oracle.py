@@ -55,7 +55,8 @@ def _answer(p: Parameterization, estimate: Callable[[Tensor, Level], Tensor]) ->
 
     def predict(scaled: Tensor, network_time: Tensor | float) -> Tensor:
         level, input_scale, from_x_0, from_eps = _node(p, float(network_time))
-        x = scaled if input_scale == 1.0 else scaled / input_scale
+        x = scaled if scaled.dtype in (torch.float32, torch.float64) else scaled.float()
+        x = x if input_scale == 1.0 else x / input_scale
         x_0 = estimate(x, level)
         eps = (x - level.alpha * x_0) / level.sigma
         return torch.add(from_x_0 * x_0, eps, alpha=from_eps)
@@ -162,6 +163,9 @@ class GaussianOracle(Oracle):
 
     def x_0(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x_0 | x] at x = alpha x_0 + sigma eps, the shape of x."""
+        if not self.event_shape:
+            gain = alpha * self.std**2 / max((alpha * self.std) ** 2 + sigma**2, 1e-300)
+            return self.mean + gain * (x - alpha * self.mean)
         y, m, s = self._into(x), self._m.to(x), self._s.to(x)
         variance = (alpha * s) ** 2 + sigma**2
         return self._out(m + alpha * s**2 / variance.clamp_min(1e-300 if x.dtype == torch.float64 else 1e-30) * (y - alpha * m))
@@ -175,6 +179,9 @@ class GaussianOracle(Oracle):
 
     def ode(self, x: Tensor, here: Level, there: Level) -> Tensor:
         """The probability-flow ODE's solution at `there` from `x` at `here`: quantiles are kept."""
+        if not self.event_shape:
+            before, after = (math.hypot(level.alpha * self.std, level.sigma) for level in (here, there))
+            return there.alpha * self.mean + (x - here.alpha * self.mean) * (after / before)
         y, m, s = self._into(x), self._m.to(x), self._s.to(x)
         before, after = (((level.alpha * s) ** 2 + level.sigma**2).sqrt() for level in (here, there))
         return self._out(there.alpha * m + (y - here.alpha * m) * (after / before))

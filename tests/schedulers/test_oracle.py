@@ -39,10 +39,11 @@ EVERY = {
     **{name: (cls, None) for name, cls in SCHEDULERS.items()},
     "ddim_inverse": (DDIMInverseScheduler, None),
     "ddim eta 1": (Stochastic, Promise(order=1, exact_for_points=True)),
-    "dpm 3M": (dpm(solver_order=3), Promise(order=3, order_options=FULL, exact_for_points=True)),
+    # the last step but one of a shifted flow grid is three times the one before in lambda: extrapolation pays for it at 100 steps
+    "dpm 3M": (dpm(solver_order=3), Promise(order=3, order_options=FULL, order_counts=(128, 256), exact_for_points=True, spread=0.06)),
     "dpm eps 2M": (dpm(algorithm_type="dpmsolver", final_sigmas_type="zero"), Promise(order=2, order_options=FULL, exact_for_points=True)),
     "dpm sde 1": (dpm(algorithm_type="sde-dpmsolver++", solver_order=1), Promise(order=1, exact_for_points=True)),
-    "dpm sde 2M": (dpm(algorithm_type="sde-dpmsolver++"), Promise(order=2, order_options=FULL, exact_for_points=True)),
+    "dpm sde 2M": (dpm(algorithm_type="sde-dpmsolver++"), Promise(order=2, order_options=FULL, exact_for_points=True, spread=0.06)),
     "unip 2": (
         lambda **o: UniPCScheduler(**{"disable_corrector": list(range(999)), **o}),
         Promise(order=2, order_options=FULL, exact_for_points=True),
@@ -55,7 +56,7 @@ def test_conformance(name):
     """Moments, marginals, order, exactness, round trips, grids, saving and refusals on the kinds of network in use."""
     make, promise = EVERY[name]
     networks = None if name == "consistency" else NETWORKS
-    report = check_scheduler(make, checks=[c for c in CHECKS if c not in LONG], networks=networks, promise=promise, name=name, samples=2000)
+    report = check_scheduler(make, checks=[c for c in CHECKS if c not in LONG], networks=networks, promise=promise, name=name)
     report.raise_for_failures()
     assert not [row for row in report.rows if row.verdict == "refused"]
     judged = {row.check for row in report.rows if row.passed}
