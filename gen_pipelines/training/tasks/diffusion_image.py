@@ -197,7 +197,9 @@ class DiffusionImageTask:
 
     def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
         """The whole pipeline in the Hub's layout, in `model.save_dtype`."""
-        pipe = copy.deepcopy(self.pipeline(networks)).to("cpu", dtype=getattr(torch, self.model["save_dtype"]))
+        pipe = copy.deepcopy(self.pipeline(networks)).to("cpu")
+        if self.model["save_dtype"] != "float32":  # diffusers warns of every cast of a network
+            pipe = pipe.to(dtype=getattr(torch, self.model["save_dtype"]))
         pipe.save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
 
 
