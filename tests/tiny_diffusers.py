@@ -224,11 +224,12 @@ FLUX = {
 }  # fmt: skip
 FLUX = {name: {**SMALL, **call} for name, call in FLUX.items()}
 PIXART = {
-    **{name: {**SMALL, **call} for name, call in GUIDED.items()},
-    "capitals": {"prompt": " A Red APPLE ", **SMALL},
-    "max_sequence_length": {"prompt": "a long red apple", "max_sequence_length": 7, **SMALL},
+    **GUIDED,
+    "capitals": {"prompt": " A Red APPLE "},
+    "max_sequence_length": {"prompt": "a long red apple", "max_sequence_length": 7},
 }
-PLAIN_CAPTIONS = {"clean_caption": False, "use_resolution_binning": False}
+PIXART = {name: {**SMALL, "use_resolution_binning": False, **call} for name, call in PIXART.items()}
+PLAIN_CAPTIONS = {"clean_caption": False}
 PAIR = ("prompt_embeds", "negative_prompt_embeds")
 POOLED = (*PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
