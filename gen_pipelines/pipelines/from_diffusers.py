@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..hub.loading import components_of
+from ..hub.loading import LoadingError, components_of
 from ..schedulers.bridge import REFUSED
 
 Parts = Mapping[str, tuple[str, str]]
@@ -15,7 +15,7 @@ Parts = Mapping[str, tuple[str, str]]
 DISPENSABLE = {"safety_checker", "feature_extractor"}
 
 
-class CannotRun(ValueError):
+class CannotRun(LoadingError):
     """A network needs what our pipeline does not give it; diffusers' own pipeline of the folder runs it."""
 
 
