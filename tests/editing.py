@@ -1,6 +1,7 @@
 """What the tests of editing share."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -25,3 +26,8 @@ def rectangle(size=16, box=(4, 4, 12, 12)):
     mask = Image.new("L", (size, size), 0)
     mask.paste(255, box)
     return mask
+
+
+def some(names, fast):
+    """All names as parameters of a test; those that are not among `fast` run with the long comparisons."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.parity) for name in names]

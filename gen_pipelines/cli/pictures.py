@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # The text chunk that holds every setting as JSON. "Software" and "Description", which picture viewers show, are written beside it.
 CHUNK = "gen_pipelines"
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label"), str),
+    **dict.fromkeys(
+        ("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label", "image", "mask"), str
+    ),
     **dict.fromkeys(("seed", "num", "num_inference_steps", "height", "width"), int),
     **dict.fromkeys(("guidance_scale", "temperature"), int | float),
     **dict.fromkeys(("prompts", "class_labels"), list),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bundled import BUNDLED, bundled_path
 from ..hub.loading import LoadingError, read_index
-from .from_diffusers import CannotRun, mapped
+from .from_diffusers import mapped
 
 
 class AutoPipeline:
@@ -50,13 +50,7 @@ class AutoPipeline:
             }
             index = read_index(GenerativePipeline.download_index(path, **options))
         target, options = cls._target(index, path)
-        try:
-            return target.from_pretrained(path, **{**options, **kwargs})
-        except CannotRun:
-            theirs = _pipeline_class(importlib.import_module("diffusers"), index["_class_name"])
-            if theirs is None:
-                raise
-            return theirs.from_pretrained(path, **{"use_safetensors": True, **kwargs})
+        return target.from_pretrained(path, **{**options, **kwargs})
 
     @classmethod
     def takes_no_prompt(cls, index: dict[str, Any]) -> bool:

@@ -52,7 +52,7 @@ def as_pictures(name: str, value: Any, background: str = "white") -> Tensor | li
             raise ValueError(f"{name} must hold pictures of one size, got {', '.join(f'{w} x {h}' for w, h in sorted(sizes))}.")
         return [_opaque(p, background) for p in pictures]
 
-    arrays = [torch.from_numpy(np.ascontiguousarray(v)) for v in kinds[np.ndarray]] + kinds[Tensor]
+    arrays = [torch.from_numpy(np.array(v)) for v in kinds[np.ndarray]] + kinds[Tensor]
     last = bool(kinds[np.ndarray])
     arrays = [(a.unsqueeze(-1 if last else 0) if a.ndim == 2 else a) for a in arrays]
     arrays = [a.unsqueeze(0) if a.ndim == 3 else a for a in arrays]

@@ -265,6 +265,9 @@ _DEFINED_ON = {
     "TangentialClassifierFreeGuidance": "epsilon",  # a multiple of the score: Kwon et al. 2025, https://arxiv.org/abs/2503.18137
 }
 
+# whose norm over all dimensions of a picture is one that torch takes over a single dimension only
+_FLAT = ("MagnitudeAwareGuidance",)
+
 _REFUSED = {
     "LTX2Guidance": "its further passes are switched by arguments of one video network's forward; use ClassifierFreeGuidance",
     "BaseGuidance": "it is only the base of the others",
@@ -328,9 +331,10 @@ class DiffusersGuidance:
             self._guider.cleanup_models(denoiser)
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
+        flat = any(c.__name__ in _FLAT for c in type(self._guider).__mro__)
         for batch, output in zip(self._batches, outputs, strict=True):
-            batch.noise_pred = output
-        return self._guider(self._batches).pred
+            batch.noise_pred = output.flatten(1) if flat else output
+        return self._guider(self._batches).pred.reshape(outputs[0].shape)
 
     def combine_at(self, outputs: Sequence[Tensor], at: Evaluation) -> Tensor:
         if self.on == "output" or (len(outputs) == 1 and self.on != "velocity"):

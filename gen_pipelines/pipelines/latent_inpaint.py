@@ -285,6 +285,8 @@ class LatentInpaintPipeline(LatentEditingPipeline):
         if len(starts) == 1 and self.scheduler.num_inference_steps > 1 and positions[0] == 0:
             name = getattr(self.scheduler, "hosted_class", type(self.scheduler)).__name__
             raise ValueError(f"{name} can only be run once from its first timestep: leave out resampling, or take another scheduler.")
+        if resampling.repeats > 1 and len(starts) <= resampling.jump:
+            logger.warning("resampling has no effect: %d steps are run, and a stretch has %d.", len(starts), resampling.jump)
         return resampling.positions(starts, len(self.scheduler.timesteps))
 
     # -------------------------------------------------------------------------------------------------- 4. the picture, the mask, the noise
