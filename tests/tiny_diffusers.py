@@ -58,6 +58,14 @@ def make_vae(seed: int = 1, **changes: Any):
     return conftest._seeded(lambda: AutoencoderKL(**{**config, **changes}), seed)
 
 
+def make_deep_vae():
+    """With 8 pixels to a latent one."""
+    return make_vae(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+    )  # fmt: skip
+
+
 def stable_diffusion():
     import diffusers
 
@@ -136,10 +144,7 @@ def latent_diffusion():
         d_model=WIDTH, pad_token_id=513,
     )  # fmt: skip
     bert = conftest._seeded(lambda: LDMBertModel(bert), 7)
-    vae = make_vae(
-        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-    )  # fmt: skip
+    vae = make_deep_vae()
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
     return diffusers.LDMTextToImagePipeline(vae, bert, conftest.make_tokenizer(77), make_unet(sample_size=4), scheduler)
 
@@ -224,11 +229,12 @@ FLUX = {
 }  # fmt: skip
 FLUX = {name: {**SMALL, **call} for name, call in FLUX.items()}
 PIXART = {
-    **{name: {**SMALL, **call} for name, call in GUIDED.items()},
-    "capitals": {"prompt": " A Red APPLE ", **SMALL},
-    "max_sequence_length": {"prompt": "a long red apple", "max_sequence_length": 7, **SMALL},
+    **GUIDED,
+    "capitals": {"prompt": " A Red APPLE "},
+    "max_sequence_length": {"prompt": "a long red apple", "max_sequence_length": 7},
 }
-PLAIN_CAPTIONS = {"clean_caption": False, "use_resolution_binning": False}
+PIXART = {name: {**SMALL, "use_resolution_binning": False, **call} for name, call in PIXART.items()}
+PLAIN_CAPTIONS = {"clean_caption": False}
 PAIR = ("prompt_embeds", "negative_prompt_embeds")
 POOLED = (*PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")

@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         "--resample", metavar="R[xJ]", type=_resampling, help="with a mask or --expand: run stretches of J steps R times (RePaint; J 10)"
     )
     generate.add_output(parser)
-    parser.set_defaults(temperature=None)
+    parser.set_defaults(temperature=None, truncation=None)  # of models that draw and do not edit
     return parser
 
 

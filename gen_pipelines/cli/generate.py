@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "num_inference_steps": None,  # the model's own
     "guidance_scale": None,  # the model's own
     "temperature": None,  # the model's own
+    "truncation": None,
     "seed": 0,
     "negative_prompt": None,
     "height": None,  # the model's own
@@ -55,14 +56,15 @@ def build_parser() -> Parser:
     # the long form is for torchrun, which takes --num for an abbreviation of an option of its own
     what.add_argument("--num", "--num-images", metavar="N", type=int, help="pictures of each prompt or class (default 1)")
     what.add_argument("--seed", metavar="N", type=int, help="the seed of the first picture; picture i is drawn with seed + i (default 0)")
+    what.add_argument("--seeds", metavar="A-B", type=_seeds, help="--seed A and as many pictures as there are seeds from A to B")
     what.add_argument(
         "--size", metavar="HxW", type=parse_size, help="height x width in pixels, or one number for a square (default: the model's)"
     )
     what.add_argument("--like", metavar="PICTURE", help="take every setting not given here from a picture drawn before")
 
-    add_sampling(parser).add_argument(
-        "--temperature", metavar="T", type=float, help="of models that have one (VAE, VQ-VAE, flows); below 1: less varied"
-    )
+    how = add_sampling(parser)
+    how.add_argument("--temperature", metavar="T", type=float, help="of models that have one (VAE, VQ-VAE, flows); below 1: less varied")
+    how.add_argument("--truncation", metavar="PSI", type=float, help="of GANs: StyleGAN's psi (0.7: less varied), else the noise's limit")
     add_output(parser)
     return parser
 
@@ -98,6 +100,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, int(match[2] or height)
 
 
+def _seeds(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} are no seeds: write the first and the last, for example 1-16")
+    return int(match[1]), int(match[2]) - int(match[1]) + 1
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture to draw: its own prompt, or class, or neither, and its own seed."""
@@ -116,6 +125,10 @@ def run(args: argparse.Namespace) -> int:
     known = pictures.read_settings(args.like) if args.like else {}
     if "image" in known:
         raise ValueError(f"--like {args.like}: it was made of {known['image']} by gen-pipelines edit, which makes it again")
+    if args.seeds is not None:
+        if args.seed is not None or args.num is not None:
+            raise ValueError("--seeds stands for --seed and --num; leave those out")
+        args.seed, args.num = args.seeds
     settings = choose_settings(args, known)
     num = args.num if args.num is not None else known.get("num", 1)
     labels = read_classes(args, known)
@@ -173,9 +186,12 @@ def choose_settings(args: argparse.Namespace, known: dict[str, Any]) -> dict[str
         raise ValueError(f"--steps {steps}: at least 1 step is needed")
     if guidance is not None and not math.isfinite(guidance):
         raise ValueError(f"--guidance {guidance}: must be a finite number; 1 is no guidance")
-    if settings["temperature"] is None:
-        del settings["temperature"]
-    elif not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
+    for name in ("temperature", "truncation"):
+        if settings[name] is None:
+            del settings[name]
+    if not math.isfinite(settings.get("truncation", 0.0)):
+        raise ValueError(f"--truncation {settings['truncation']}: must be a finite number; leave it out for none")
+    if "temperature" in settings and not (math.isfinite(settings["temperature"]) and settings["temperature"] >= 0):
         raise ValueError(f"--temperature {settings['temperature']}: must be a number from 0 on; 1 is what the model was trained for")
     if args.num is not None and args.num < 1:
         raise ValueError(f"--num {args.num}: at least 1 picture of each prompt is needed")
@@ -365,12 +381,12 @@ def draw(pipe: Any, batch: list[Picture], settings: dict[str, Any]) -> list[Imag
 
     # Drawn on the CPU: the same seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(picture.seed) for picture in batch]
-    named = ("num_inference_steps", "guidance_scale", "temperature", "height", "width")
+    named = ("num_inference_steps", "guidance_scale", "temperature", "truncation", "height", "width")
     optional = {name: settings[name] for name in named if settings.get(name) is not None}
     if "prompt" not in _call_defaults(pipe):
         return draw_classes(pipe, batch, generators, optional)
-    if "temperature" in optional and "temperature" not in _call_defaults(pipe):
-        raise ValueError(f"--temperature: a {type(pipe).__name__} has none; leave it out")
+    if refused := [name for name in ("temperature", "truncation") if name in optional and name not in _call_defaults(pipe)]:
+        raise ValueError(f"--{refused[0]}: a {type(pipe).__name__} has none; leave it out")
     if settings["negative_prompt"] is not None:
         optional["negative_prompt"] = [settings["negative_prompt"]] * len(batch)
     return pipe(prompt=[picture.prompt for picture in batch], generator=generators, **optional).images

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bundled import BUNDLED, bundled_path
 from ..hub.loading import LoadingError, read_index
-from .from_diffusers import mapped
+from .from_diffusers import CannotRun, mapped
 
 
 class AutoPipeline:
@@ -50,7 +50,13 @@ class AutoPipeline:
             }
             index = read_index(GenerativePipeline.download_index(path, **options))
         target, options = cls._target(index, path)
-        return target.from_pretrained(path, **{**options, **kwargs})
+        try:
+            return target.from_pretrained(path, **{**options, **kwargs})
+        except CannotRun:
+            theirs = _pipeline_class(importlib.import_module("diffusers"), index["_class_name"])
+            if theirs is None:
+                raise
+            return theirs.from_pretrained(path, **{"use_safetensors": True, **kwargs})
 
     @classmethod
     def takes_no_prompt(cls, index: dict[str, Any]) -> bool:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..hub.loading import components_of
+from ..hub.loading import LoadingError, components_of
 from ..schedulers.bridge import REFUSED
 
 Parts = Mapping[str, tuple[str, str]]
 
 # components that a class of diffusers may have and that ours can do without
 DISPENSABLE = {"safety_checker", "feature_extractor"}
+
+
+class CannotRun(LoadingError):
+    """A network needs what our pipeline does not give it; diffusers' own pipeline of the folder runs it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ _TEXT = "LatentTextToImagePipeline"
 _SD = has_parts(_ONE, {"UNet2DConditionModel"})
 # PixArt's repositories still have the name that its class had when it was published
 _PIXART = has_parts(_ONE, {"PixArtTransformer2DModel", "Transformer2DModel"})
-_PIXART_CALL = {"lower_case_captions": True, "default_num_inference_steps": 20, "default_guidance_scale": 4.5}
+_PIXART_CALL = {"lower_case_captions": True, "resolution_binning": True, "default_num_inference_steps": 20, "default_guidance_scale": 4.5}
 
 MAPPED: dict[str, Mapped] = {
     "StableDiffusionPipeline": Mapped(_TEXT, _SD),

@@ -13,7 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from .base import GenerativePipeline
-from .conditioning.captions import check_count
+from .checks import check_count
+from .pictures import crop
 
 __all__ = ["GANPipeline"]
 
@@ -26,7 +27,7 @@ class GANPipeline(GenerativePipeline):
     Args:
         generator: a network of `gen_pipelines.models.gans`.
         discriminator: the network it was trained against; not needed to draw.
-        picture_size: height and width of the pictures, if the generator draws larger ones (28 in 32): they are cropped.
+        image_size: height and width of the pictures, if the generator draws larger ones (28 in 32): they are cropped.
     """
 
     pipeline_tag = "unconditional-image-generation"
@@ -34,13 +35,13 @@ class GANPipeline(GenerativePipeline):
     model_cpu_offload_seq = "generator"
     _optional_components = ["discriminator"]
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module | None = None, picture_size: int | None = None) -> None:
+    def __init__(self, generator: nn.Module, discriminator: nn.Module | None = None, image_size: int | None = None) -> None:
         super().__init__()
         size = generator.config.sample_size
-        if picture_size is not None and (picture_size > size or (size - picture_size) % 2):
-            raise ValueError(f"{type(self).__name__}: picture_size {picture_size} cannot be cropped evenly from {size}.")
+        if image_size is not None and (image_size > size or (size - image_size) % 2):
+            raise ValueError(f"{type(self).__name__}: image_size {image_size} cannot be cropped evenly from {size}.")
         self.register_modules(generator=generator, discriminator=discriminator)
-        self.register_to_config(picture_size=picture_size)
+        self.register_to_config(image_size=image_size)
         self.image_processor = VaeImageProcessor()
         generator.eval()
 
@@ -137,6 +138,12 @@ class GANPipeline(GenerativePipeline):
         return count, labels
 
     @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that come out, in pixels."""
+        size = self.config.image_size or self.generator.config.sample_size
+        return size, size
+
+    @property
     def latent_dim(self) -> int:
         """D of the noise."""
         return self.generator.config.get("z_dim") or self.generator.config["latent_dim"]
@@ -163,10 +170,8 @@ class GANPipeline(GenerativePipeline):
         return latents.to(self._execution_device, self.generator.dtype)
 
     def crop(self, pictures: Tensor) -> Tensor:
-        """The middle of drawn pictures, at `picture_size`."""
-        size = self.config.picture_size or pictures.shape[-1]
-        margin = (pictures.shape[-1] - size) // 2
-        return pictures[..., margin : margin + size, margin : margin + size]
+        """The middle of drawn pictures (B, C, H, W), at `picture_size`."""
+        return crop(pictures, self.picture_size)
 
     def finish(self, pictures: Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
         """Pictures in [-1, 1] as what was asked for; what is not finite is counted and reported."""

@@ -17,6 +17,8 @@ from ..likelihood.result import LikelihoodResult
 from ..models.flows.base import NormalizingFlowModel
 from ..processes.random import Generators, uniform
 from .base import GenerativePipeline
+from .checks import check_count, check_generator, check_output_type, shape_of
+from .interpolation import spherical
 
 __all__ = ["DiffusionPipeline", "GlowPipeline", "ModelMixin"]
 
@@ -78,9 +80,9 @@ class GlowPipeline(GenerativePipeline):
             TypeError, ValueError: an argument makes no sense; nothing has been computed then.
         """
         # 1. Check everything before anything is computed
-        _check_output_type(output_type)
+        check_output_type(output_type)
         labels, batch = self.plan_batch(batch_size, class_labels, num_images_per_label, latents)
-        _check_generator(generator, batch)
+        check_generator(generator, batch)
         temperatures = self.temperatures(self.config.default_temperature if temperature is None else temperature)
         try:
             # 2. Latents, then labels where none were given
@@ -113,7 +115,7 @@ class GlowPipeline(GenerativePipeline):
     @torch.no_grad()
     def decode(self, latents: Tensor, class_labels: int | Sequence[int] | Tensor | None = None, output_type: str = "pil") -> Any:
         """The pictures of latents (B, D): what `encode` inverts. `output_type`: "pil", "np" or "pt"."""
-        _check_output_type(output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, ("pil", "np", "pt"))
         levels = self.split(latents)
         return self.pictures(levels, self.labels_of(class_labels, len(latents), "decode"), output_type)
 
@@ -143,12 +145,12 @@ class GlowPipeline(GenerativePipeline):
 
         References: Kingma and Dhariwal 2018, section 5.2 (figure 5)
         """
-        _check_count("num_images", num_images)
+        check_count("num_images", num_images)
         if num_images < 2:
             raise ValueError("num_images must be at least 2, the two ends.")
         if mode not in ("linear", "spherical"):
             raise ValueError(f"mode must be linear or spherical, got {mode!r}.")
-        _check_output_type(output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, ("pil", "np", "pt"))
         labels = self.labels_of(class_labels, 2, "interpolate")
         ends = []
         for number, (name, picture) in enumerate((("start", start), ("end", end))):
@@ -157,7 +159,7 @@ class GlowPipeline(GenerativePipeline):
                 raise ValueError(f"{name} must be one picture, got {len(latent)}.")
             ends.append(latent)
         weights = torch.linspace(0, 1, num_images).tolist()
-        between = _spherical if mode == "spherical" else torch.lerp
+        between = spherical if mode == "spherical" else torch.lerp
         way = torch.cat([between(ends[0], ends[1], weight) for weight in weights])                         # (num_images, D)
         return self.decode(way, None if labels is None else [int(labels[int(weight >= 0.5)]) for weight in weights], output_type)
 
@@ -197,13 +199,13 @@ class GlowPipeline(GenerativePipeline):
             strength: multiples of the direction: 0 reconstructs, 1 goes as far as the two kinds of pictures are apart on average. Several
                 give each picture at every strength, those of one picture next to each other.
         """
-        _check_output_type(output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, ("pil", "np", "pt"))
         strengths = torch.as_tensor(strength, dtype=torch.float32).reshape(-1)
         if not len(strengths) or not torch.isfinite(strengths).all():
             raise ValueError(f"strength must be a finite number or several, got {strength!r}.")
         latents = self.encode(images, class_labels)                                                        # (B, D)
         if not isinstance(direction, Tensor) or tuple(direction.shape) != tuple(latents.shape[1:]):
-            raise ValueError(f"direction must be a tensor of shape {tuple(latents.shape[1:])}, got {_shape_of(direction)}.")
+            raise ValueError(f"direction must be a tensor of shape {tuple(latents.shape[1:])}, got {shape_of(direction)}.")
         labels = self.labels_of(class_labels, len(latents), "manipulate")
         labels = None if labels is None else labels.repeat_interleave(len(strengths))
         steps = strengths.to(latents)[:, None] * direction.to(latents)                                     # (S, D)
@@ -227,13 +229,13 @@ class GlowPipeline(GenerativePipeline):
             temperature: of what is drawn, as in the call.
             generator: one, or one per picture.
         """
-        _check_output_type(output_type, ("pil", "np", "pt"))
+        check_output_type(output_type, ("pil", "np", "pt"))
         count = len(self.flow.latent_shapes)
         if not levels or not all(isinstance(level, int) and -count <= level < count for level in levels):
             raise ValueError(f"levels names some of the levels 0 (finest) to {count - 1} (coarsest), got {levels!r}.")
         temperatures = self.temperatures(self.config.default_temperature if temperature is None else temperature)
         kept = self.split(self.encode(images, class_labels))
-        _check_generator(generator, len(kept[0]))
+        check_generator(generator, len(kept[0]))
         drawn = self.flow.draw_latents(len(kept[0]), 1.0, generator)
         for level in levels:
             kept[level] = temperatures[level] * drawn[level]
@@ -273,9 +275,9 @@ class GlowPipeline(GenerativePipeline):
         self, batch_size: int | None, class_labels: Any, num_images_per_label: int, latents: Tensor | None
     ) -> tuple[Tensor | None, int]:
         """The labels of a call, (B,), or None where it named none, and B."""
-        _check_count("num_images_per_label", num_images_per_label)
+        check_count("num_images_per_label", num_images_per_label)
         if batch_size is not None:
-            _check_count("batch_size", batch_size)
+            check_count("batch_size", batch_size)
         if latents is not None:
             self.split(latents)
             if batch_size not in (None, len(latents)):
@@ -329,7 +331,7 @@ class GlowPipeline(GenerativePipeline):
         shapes = self.flow.latent_shapes
         sizes = [shape[0] * shape[1] * shape[2] for shape in shapes]
         if not isinstance(latents, Tensor) or latents.ndim != 2 or latents.shape[1] != sum(sizes) or not len(latents):
-            raise ValueError(f"latents must be a tensor of shape (B, {sum(sizes)}), got {_shape_of(latents)}.")
+            raise ValueError(f"latents must be a tensor of shape (B, {sum(sizes)}), got {shape_of(latents)}.")
         parts = latents.to(self.flow.device, self.flow.stream_dtype).split(sizes, 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -344,39 +346,3 @@ class GlowPipeline(GenerativePipeline):
         self.report_non_finite(x)
         bits = self.flow.config.num_bits
         return self.image_processor.postprocess(from_levels(nearest_levels(x.nan_to_num(), bits), bits), output_type=output_type)
-
-
-def _shape_of(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-def _check_output_type(output_type: Any, allowed: Sequence[str] = ("pil", "np", "pt", "latent")) -> None:
-    if output_type not in allowed:
-        raise ValueError(f"output_type must be one of {', '.join(allowed)}, got {output_type!r}.")
-
-
-def _check_generator(generator: Any, batch: int) -> None:
-    many = isinstance(generator, (list, tuple))
-    if wrong := [type(g).__name__ for g in (generator if many else [generator]) if not isinstance(g, torch.Generator | None)]:
-        raise TypeError(f"generator must be a torch.Generator or a list of them, got {wrong[0]}.")
-    if many and len(generator) != batch:
-        raise ValueError(f"generator must be one, or one per picture: {batch} here, got {len(generator)}.")
-
-
-def _spherical(start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """The great circle between two rows of latents (B, D), their lengths going along (Shoemake 1985); a straight line if it is none."""
-    cosine = torch.nn.functional.cosine_similarity(start.double(), end.double(), dim=1).clamp(-1, 1)
-    angle = torch.acos(cosine)[:, None]                                                                    # (B, 1)
-    sine = angle.sin()
-    straight = sine < 1e-6
-    sine = torch.where(straight, 1.0, sine)
-    first = torch.where(straight, 1 - weight, ((1 - weight) * angle).sin() / sine)
-    second = torch.where(straight, weight, (weight * angle).sin() / sine)
-    return (first * start + second * end).to(start.dtype)

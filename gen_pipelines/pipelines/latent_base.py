@@ -22,6 +22,8 @@ from .adapters import LoraAdapters
 from .base import GenerativePipeline
 from .conditioning import Captions, text_encoding
 from .conditioning.captions import check_count, shape_of
+from .conditioning.resolution_bins import has_bins, nearest_bin
+from .from_diffusers import CannotRun
 from .guidance import ClassifierFreeGuidance, Guidance, as_guidance, evaluation, guided, needed_branches
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
         max_text_tokens: tokens per caption of T5.
         force_zeros_for_empty_prompt: zeros take the place of the embeddings of a negative prompt that is not given (Stable Diffusion XL).
         lower_case_captions: captions are trimmed and put in lower case first (PixArt).
+        resolution_binning: pictures are drawn at the nearest size that the network was trained on, and cut to the wanted one (PixArt).
         default_num_inference_steps, default_guidance_scale: what a call uses unless told otherwise.
     """
 
@@ -84,6 +87,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
         max_text_tokens: int | None = None,
         force_zeros_for_empty_prompt: bool = False,
         lower_case_captions: bool = False,
+        resolution_binning: bool = False,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
     ) -> None:
@@ -101,6 +105,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             max_text_tokens=max_text_tokens,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             lower_case_captions=lower_case_captions,
+            resolution_binning=resolution_binning,
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
         )
@@ -121,6 +126,19 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
     def size_multiple(self) -> int:
         """Height and width are multiples of this many pixels."""
         return self.vae_scale_factor * latent_layout(self.denoiser)[1]
+
+    def drawn_size(self, height: Any, width: Any, use_resolution_binning: bool | None) -> tuple[int, int]:
+        """Height and width to draw at for a picture of this size: its own, or the nearest that the network was trained on.
+
+        Raises:
+            ValueError, TypeError: no size; or binning is asked for where the network's trained sizes are not known.
+        """
+        check_count("height", height)
+        check_count("width", width)
+        sample_size = unwrap(self.denoiser).config.get("sample_size")
+        if use_resolution_binning is None:
+            use_resolution_binning = self.config.resolution_binning and has_bins(sample_size)
+        return nearest_bin(sample_size, height, width) if use_resolution_binning else (height, width)
 
     def check_size(self, height: Any, width: Any) -> None:
         """Raises ValueError or TypeError on a size in pixels that the network cannot draw."""
@@ -437,14 +455,21 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             z = z * torch.tensor(std, device=z.device).view(1, -1, 1, 1) + torch.tensor(mean, device=z.device).view(1, -1, 1, 1)
         if shift:
             z = z + shift
-        return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()
+        is_xl = is_a(self.denoiser, "UNet2DConditionModel") and unwrap(self.denoiser).config.get("addition_embed_type") == "text_time"
+        if not (is_xl and self.vae.dtype == torch.float16 and config.get("force_upcast")):
+            return self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float()
+        self.vae.to(torch.float32)  # Stable Diffusion XL's first decoder overflows in half precision
+        try:
+            return self.vae.decode(z.float(), return_dict=False)[0]
+        finally:
+            self.vae.to(torch.float16)
 
 
 def refuse_unsupported(pipeline: str, unet: Any) -> None:
-    """Raises ValueError for a U-Net that needs more than captions, a size and a guidance scale."""
+    """Raises CannotRun, a ValueError, for a U-Net that needs more than captions, a size and a guidance scale."""
     for option, known in (("addition_embed_type", (None, "text_time")), ("class_embed_type", (None,)), ("encoder_hid_dim_type", (None,))):
         if unet is not None and (value := getattr(unet.config, option, None)) not in known:
-            raise ValueError(
+            raise CannotRun(
                 f"{pipeline}: this U-Net has {option}={value!r}, which it cannot be given here; "
                 "AutoPipeline.from_pretrained loads such a repository as diffusers' own pipeline."
             )

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from torch import Tensor
 
 from .conditioning import Captions, PictureSize, text_encoding
+from .conditioning.resolution_bins import cut_to
 from .guidance import ClassifierFreeGuidance, Guidance
 from .latent_base import LatentPipeline, tensors_of
 
@@ -32,6 +33,7 @@ class LatentTextToImagePipeline(LatentPipeline):
         max_text_tokens: tokens per caption of T5.
         force_zeros_for_empty_prompt: zeros take the place of the embeddings of a negative prompt that is not given (Stable Diffusion XL).
         lower_case_captions: captions are trimmed and put in lower case first (PixArt).
+        resolution_binning: pictures are drawn at the nearest size that the network was trained on, and cut to the wanted one (PixArt).
         default_num_inference_steps, default_guidance_scale: what a call uses unless told otherwise.
     """
 
@@ -77,6 +79,7 @@ class LatentTextToImagePipeline(LatentPipeline):
         negative_original_size: tuple[int, int] | None = None,
         negative_crops_coords_top_left: tuple[int, int] | None = None,
         negative_target_size: tuple[int, int] | None = None,
+        use_resolution_binning: bool | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draws `num_images_per_prompt` pictures for each prompt, those of one prompt next to each other.
 
@@ -111,6 +114,8 @@ class LatentTextToImagePipeline(LatentPipeline):
             true_cfg_scale: guidance by two branches for a network that is told `guidance_scale`; it needs a negative prompt.
             original_size, crops_coords_top_left, target_size: what Stable Diffusion XL is told of the picture, rows first; by default a
                 picture of this size, whole. With "negative_" before them the same for the negative prompt, if both sizes are given.
+            use_resolution_binning: draw at the nearest size that PixArt was trained on, then scale and cut; by default the pipeline's
+                `resolution_binning`. Latents are of the size that is drawn.
         Returns: an output with `.images`.
         Raises:
             ValueError, TypeError: an argument makes no sense; nothing has been computed then.
@@ -120,7 +125,8 @@ class LatentTextToImagePipeline(LatentPipeline):
         num_inference_steps = self.config.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         default_height, default_width = self.default_size
-        height, width = height if height is not None else default_height, width if width is not None else default_width
+        wanted = height if height is not None else default_height, width if width is not None else default_width
+        height, width = self.drawn_size(*wanted, use_resolution_binning)
         captions = Captions(
             prompt, prompt_2, prompt_3, negative_prompt, negative_prompt_2, negative_prompt_3, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask,
@@ -160,6 +166,7 @@ class LatentTextToImagePipeline(LatentPipeline):
             # 6. Decode, and say so if something went wrong
             images = latents if output_type == "latent" else self.decode_latents(latents)  # (B, 3, H, W)
             self.report_non_finite(latents, images)
+            images = images if output_type == "latent" or wanted == (height, width) else cut_to(images, *wanted)
             images = self.image_processor.postprocess(images, output_type=output_type)
         finally:
             self.maybe_free_model_hooks()

@@ -13,7 +13,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from .conditioning.captions import check_count
+from .checks import check_count
 from .gan import GANPipeline
 
 __all__ = ["Directions", "StyleGANPipeline"]
@@ -166,8 +166,7 @@ class StyleGANPipeline(GANPipeline):
             raise ValueError(f"space {space!r} is none of w, w+.")
         check_count("steps", steps)
         picture = picture if picture.ndim == 4 else picture[None]
-        size = self.config.picture_size or self.generator.config.sample_size
-        wanted = (1, self.generator.config.out_channels, size, size)
+        wanted = (1, self.generator.config.out_channels, *self.picture_size)
         if picture.shape != wanted:
             raise ValueError(f"picture has shape {tuple(picture.shape)}; give {wanted} with values in [-1, 1].")
         distance = distance or pyramid_distance

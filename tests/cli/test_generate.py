@@ -189,3 +189,27 @@ def test_more_processes_than_pictures(sd_folder, tmp_path):
     done = subprocess.run([sys.executable, *command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["cat.png"] and [file.name for file in tmp_path.iterdir()] == ["cat.png"]
+
+
+def test_a_gan_draws_seeds_with_truncation_and_again(tmp_path, monkeypatch, capsys):
+    import torch
+
+    from gen_pipelines import StyleGAN2Generator, StyleGANPipeline
+
+    torch.manual_seed(0)
+    network = StyleGAN2Generator(8, 1, 4, 4, channel_base=32, channel_max=4, num_mapping_layers=1)
+    StyleGANPipeline(network).save_pretrained(tmp_path / "style")
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--model", "style", "--seeds", "3-5", "--truncation", "0.5", "--out", "drawn"]) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert len(paths) == 3 and read_settings(paths[1])["seed"] == 4 and read_settings(paths[1])["truncation"] == 0.5
+    assert main(["generate", "--like", paths[1], "--out", "again.png"]) == 0
+    assert np.array_equal(pixels("again.png"), pixels(paths[1]))
+    capsys.readouterr()
+    for words, message in (
+        (["--seeds", "3-5", "--num", "2"], "--seeds stands for --seed and --num"),
+        (["--truncation", "nan"], "must be a finite number"),
+        (["--steps", "3"], "--steps: a StyleGANPipeline has none"),
+    ):
+        assert main(["generate", "--model", "style", *words]) == 2
+        assert message in capsys.readouterr().err

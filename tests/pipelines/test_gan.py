@@ -15,7 +15,7 @@ def generators(*seeds):
 @pytest.fixture
 def gan():
     torch.manual_seed(0)
-    return GANPipeline(gen_pipelines.DCGANGenerator(16, 1, latent_dim=8, base_channels=4, num_classes=3), picture_size=14)
+    return GANPipeline(gen_pipelines.DCGANGenerator(16, 1, latent_dim=8, base_channels=4, num_classes=3), image_size=14)
 
 
 @pytest.fixture
@@ -141,4 +141,4 @@ def test_bad_styles_are_named(style):
     with pytest.raises(ValueError, match="none of coarse, middle, fine"):
         style.mix(torch.zeros(1, 6, 8), torch.zeros(1, 6, 8), "rough")
     with pytest.raises(ValueError, match="cropped evenly"):
-        GANPipeline(style.generator, picture_size=13)
+        GANPipeline(style.generator, image_size=13)

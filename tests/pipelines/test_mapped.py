@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import conftest
 import diffusers
 import diffusers.callbacks
 import numpy as np
@@ -62,7 +63,7 @@ def test_every_mapped_class_has_a_tiny_pipeline_here():
     assert text_to_image <= {name.split(",")[0] for name in TINY}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name if "," not in name else pytest.param(name, marks=pytest.mark.parity) for name in TINY])
 def test_a_mapped_class_draws_what_diffusers_draws(pairs, name):
     theirs, ours, folder = pairs(name)
     assert type(ours) is LatentTextToImagePipeline
@@ -99,6 +100,7 @@ def test_embeddings_take_the_place_of_captions(pairs, name):
     tiny, size = TINY[name], tiny_diffusers.SMALL
     embeds = given_embeds(theirs, tiny)
     if name.startswith("PixArt"):  # whose negative prompt is "" by default
+        size = {**size, "use_resolution_binning": False}
         tiny = replace(tiny, theirs={**tiny.theirs, "negative_prompt": None})
     assert difference(theirs, ours, tiny, **embeds, **size) < 1e-4
     # two pictures each, said in embeddings: diffusers' Stable Diffusion 3 does not repeat given ones
@@ -199,8 +201,8 @@ def test_from_pipe_in_both_directions(pairs, name):
     call = tiny.calls["plain"]
     mine = quiet(LatentTextToImagePipeline.from_pipe(theirs))
     assert mine.denoiser is theirs.components["unet" if "unet" in theirs.components else "transformer"]
-    assert {k: v for k, v in mine.config.items() if k.startswith(("default_", "force_", "lower_", "max_"))} == {
-        k: v for k, v in ours.config.items() if k.startswith(("default_", "force_", "lower_", "max_"))
+    assert {k: v for k, v in mine.config.items() if k.startswith(("default_", "force_", "lower_", "max_", "resol"))} == {
+        k: v for k, v in ours.config.items() if k.startswith(("default_", "force_", "lower_", "max_", "resol"))
     }
     assert difference(theirs, mine, tiny, **call) < 1e-4
     # diffusers asks for what ours does not have, or has under another name
@@ -261,6 +263,36 @@ def test_repositories_with_the_old_name_of_pixart(pairs, tmp_path):
     call = {"num_inference_steps": 2, "output_type": "latent", "prompt": "apple"}
     drawn = again(generator=tiny_diffusers.seeded(), **call).images
     assert torch.equal(drawn, ours(generator=tiny_diffusers.seeded(), **call).images)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["PixArtAlphaPipeline", "PixArtSigmaPipeline"])
+def test_pixart_draws_at_trained_sizes_and_cuts(name):
+    """200 x 120 is drawn at 320 x 192, the nearest in shape that networks of 32 latent pixels were trained on, scaled and cut."""
+    theirs = TINY[name].build()
+    transformer = conftest.make_transformer(out_channels=8, sample_size=32)
+    theirs = quiet(type(theirs)(theirs.tokenizer, theirs.text_encoder, tiny_diffusers.make_deep_vae(), transformer, theirs.scheduler))
+    ours = quiet(LatentTextToImagePipeline.from_pipe(theirs))
+    tiny = replace(TINY[name], theirs={"clean_caption": False})
+    assert difference(theirs, ours, tiny, prompt="apple", height=200, width=120, num_inference_steps=2) < 1e-4
+    tiny = replace(tiny, theirs={"clean_caption": False, "use_resolution_binning": False})
+    options = {"prompt": "apple", "height": 48, "width": 32, "output_type": "np", "num_inference_steps": 2}
+    expected = theirs(generator=tiny_diffusers.seeded(), **tiny.theirs, **options).images
+    drawn = ours(generator=tiny_diffusers.seeded(), use_resolution_binning=False, **options).images
+    assert np.abs(drawn - expected).max() < 1e-4
+    with pytest.raises(ValueError, match="trained sizes for networks of 32, 64, 128, 256"):
+        make_pixart = LatentTextToImagePipeline.from_pipe(ours, transformer=conftest.make_transformer())
+        make_pixart("a", use_resolution_binning=True)
+
+
+def test_a_network_that_ours_cannot_run_comes_back_in_diffusers_own_pipeline(pairs, tmp_path):
+    folder = shutil.copytree(pairs("StableDiffusionPipeline")[2], tmp_path / "p")
+    config = folder / "unet" / "config.json"
+    unet = tiny_diffusers.make_unet(class_embed_type="timestep")
+    unet.save_pretrained(str(config.parent))
+    assert type(AutoPipeline.from_pretrained(folder)) is diffusers.StableDiffusionPipeline
+    with pytest.raises(ValueError, match="class_embed_type='timestep'"):
+        LatentTextToImagePipeline.from_pretrained(folder)
 
 
 def test_other_pipelines_come_back_as_diffusers_own(pairs, tmp_path):

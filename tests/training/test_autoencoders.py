@@ -150,9 +150,11 @@ def test_tiny_models_learn(tmp_path, labelled):
     log = [json.loads(line)["elbo"] for line in (tmp_path / "vae" / "log.jsonl").read_text().splitlines()]
     assert log[-1] > log[0] + 100
     fast = ["optimizer.learning_rate=3e-3", "ema.decay=0.9"]
-    train(recipe_file("vq_vae", tmp_path, labelled, Path(), steps=200, **quiet), fast, tmp_path / "vq_vae")
-    recipe = recipe_file("prior", tmp_path, labelled, tmp_path / "vq_vae", steps=300, **quiet)
-    train(recipe, [*fast, "objective.drop_label=0", "model.prior.dropout=0"], tmp_path / "prior")
+    bigger = ["model.vqvae.hidden_channels=16", "model.vqvae.num_embeddings=32"]
+    train(recipe_file("vq_vae", tmp_path, labelled, Path(), steps=300, **quiet), [*fast, *bigger], tmp_path / "vq_vae")
+    recipe = recipe_file("prior", tmp_path, labelled, tmp_path / "vq_vae", steps=400, **quiet)
+    bigger = ["model.prior.width=32", "model.prior_2.width=32", "model.prior.dropout=0"]
+    train(recipe, [*fast, *bigger, "objective.drop_label=0"], tmp_path / "prior")
     log = [json.loads(line) for line in (tmp_path / "vq_vae" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["used_1"] > 0.9
     pipe = AutoPipeline.from_pretrained(tmp_path / "prior")

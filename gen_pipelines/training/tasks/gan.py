@@ -206,7 +206,7 @@ class GANTask:
         from ...pipelines.stylegan import StyleGANPipeline
 
         cls = StyleGANPipeline if hasattr(networks["generator"], "mapping") else GANPipeline
-        pipe = cls(networks["generator"], networks["discriminator"], picture_size=self.recipe.data.resolution)
+        pipe = cls(networks["generator"], networks["discriminator"], image_size=self.recipe.data.resolution)
         pipe.to(self.save_dtype).save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
 
 
