@@ -214,11 +214,11 @@ def bare_unipc(n: list[Numbers], want_x_0: bool, scheduler: Any) -> Callable:
 
 
 def bare_consistency(n: list[Numbers], want_x_0: bool, scheduler: Any) -> Callable:
-    """x_0, then noise."""
+    """x_0 clipped, then noise."""
 
     def step(i: int, x: Tensor, out: Tensor) -> Any:
         k = n[i]
-        x_0 = (x * k.a).add_(out, alpha=k.b)
+        x_0 = (x * k.a).add_(out, alpha=k.b).clamp_(-1, 1)
         prev = x_0.add(torch.randn(x.shape), alpha=k.sigma_there)
         return (prev, x_0) if want_x_0 else (prev,)
 
@@ -364,7 +364,7 @@ def measure_noising(name: str, shape: tuple[int, ...], repeats: int) -> tuple[fl
 
 
 def row(cells: list[str], markdown: bool) -> str:
-    return "| " + " | ".join(cells) + " |" if markdown else f"{cells[0]:<22}" + "".join(f"{c:>13}" for c in cells[1:])
+    return "| " + " | ".join(cells) + " |" if markdown else f"{cells[0]:<22}" + "".join(f"{c:>15}" for c in cells[1:])
 
 
 def main() -> None:

@@ -206,16 +206,18 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
         """
         i = self._begin(timestep)
         stage, last = self._stages[i], i == len(self._stages) - 1
-        x_0, eps = self._predict(model_output, sample, i, consistent=self._kind != "tcd")
         if self._kind == "tcd":
+            x_0, eps = self._predict(model_output, sample, i, consistent=False)
             cleaner = self._cleaner_levels(eta)[i]
             prev = first_order_update(x_0, eps, cleaner) if cleaner.sigma > 0.0 else owned(x_0, model_output)
             if eta > 0.0 and not last:
                 prev = raise_level(prev, cleaner, stage.there, self._noise(prev, generator), self.config["s_noise"])
             return self._end(prev, x_0, sample, i, return_dict)
+        output, x, _ = self._split(model_output, sample)
+        x_0 = self._x_0(output, x, i)
         if self._kind == "lcm":
             c_skip, c_out = stage.data
-            x_0 = combine(c_skip, sample.to(x_0.dtype), c_out, x_0)
+            x_0 = combine(c_skip, x, c_out, x_0)
         if last:
             return self._end(owned(x_0, model_output), x_0, sample, i, return_dict)
         prev = renoise(x_0, stage.there, self._noise(x_0, generator), self._boundary, self.config["s_noise"])

@@ -16,6 +16,7 @@ from gen_pipelines.schedulers import (
     EulerAncestralScheduler,
     EulerScheduler,
     FlowMatchEulerScheduler,
+    FlowMatchHeunScheduler,
     HeunScheduler,
     UniPCScheduler,
 )  # fmt: skip
@@ -182,6 +183,47 @@ def test_flow_match_stochastic():
     assert_same(run(theirs, 10, START)[:-1], run(FlowMatchEulerScheduler.from_config(theirs.config), 10, START)[:-1])
 
 
+@pytest.mark.parametrize("churn", [{}, {"s_churn": 20.0, "s_noise": 1.0}])
+def test_flow_match_heun(churn):
+    """With churn diffusers raises the state before a step, but tells the network the time from before; and raises it again for the second
+    stage. Ours raises once, at the end of the step before (Karras et al. 2022, algorithm 2)."""
+    theirs = D.FlowMatchHeunDiscreteScheduler()
+    ours = FlowMatchHeunScheduler.from_config(theirs.config, **churn)
+    a, b = run(theirs, 20, START, **churn), run(ours, 20, START)
+    if not churn:
+        assert_same(a, b)
+        torch.testing.assert_close(ours.timesteps, theirs.timesteps)
+    else:
+        assert float((a[-1] - b[-1]).abs().max()) > 1e-3
+
+
+class Explicit:
+    """One of ours on the nodes of another's grid."""
+
+    def __init__(self, ours, sigmas):
+        self.ours, self.sigmas = ours, [*sigmas[:-1], 0.0]
+        self.step, self.scale_model_input = ours.step, ours.scale_model_input
+
+    def set_timesteps(self, steps):
+        self.ours.set_timesteps(sigmas=self.sigmas)
+        self.timesteps = self.ours.timesteps
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_consistency_model(steps, clip):
+    """On diffusers' nodes: it takes them from the 40 of the distillation, ours divide the whole range evenly (in sigma^(1/7))."""
+    theirs = D.CMStochasticIterativeScheduler(clip_denoised=clip)
+    theirs.set_timesteps(steps)
+    ours = ConsistencyScheduler.from_config(theirs.config)
+    a = run(theirs, steps, 80 * START)
+    assert_same(a, run(Explicit(ours, theirs.sigmas.tolist()), steps, 80 * START))
+    torch.testing.assert_close(ours.timesteps.double(), theirs.timesteps.double(), rtol=1e-5, atol=1e-4)
+    ours.set_timesteps(10)
+    edges = ours.sigmas[:-1].double() ** (1 / 7)
+    torch.testing.assert_close(edges.diff(), edges.diff()[:1].expand(9), rtol=1e-4, atol=0.0)
+
+
 def test_edm_and_svd():
     svd = D.EulerDiscreteScheduler(
         timestep_type="continuous", prediction_type="v_prediction", sigma_min=0.002, sigma_max=700.0, use_karras_sigmas=True
@@ -190,6 +232,99 @@ def test_edm_and_svd():
         ours = EulerScheduler.from_config(theirs.config)
         assert_same(run(theirs, 20, START * scale), run(ours, 20, START * scale))
         assert ours.init_noise_sigma == pytest.approx(scale, rel=1e-6)
+
+
+def seeded(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
+
+
+@pytest.fixture(scope="module")
+def unet():
+    from diffusers import UNet2DModel
+
+    unet = seeded(
+        lambda: UNet2DModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+    )  # fmt: skip
+    return torch.no_grad()(lambda x, t: unet(x, t).sample)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    from diffusers import SD3Transformer2DModel
+
+    transformer = seeded(
+        lambda: SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=8,
+        )
+    )  # fmt: skip
+    text = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(4))
+    return torch.no_grad()(
+        lambda x, t: transformer(x, encoder_hidden_states=text, pooled_projections=text[:, 0, :8], timestep=t.expand(2)).sample
+    )
+
+
+class TestRealNetworks:
+    """The same with networks of diffusers' classes, small and untrained: a U-Net in pixels, and the transformer of Stable Diffusion 3."""
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs", "options"),
+        [
+            (DDPMScheduler, "DDPMScheduler", {}),
+            (DDIMScheduler, "DDIMScheduler", {"eta": 0.5}),
+            (DDIMInverseScheduler, "DDIMInverseScheduler", {}),
+            (DPMSolverMultistepScheduler, "DPMSolverMultistepScheduler", {}),
+            (UniPCScheduler, "UniPCMultistepScheduler", {}),
+        ],
+    )
+    def test_unet(self, unet, ours, theirs, options):
+        theirs = getattr(D, theirs)(**SD)
+        assert_same(run(theirs, 20, START, unet, **options), run(ours.from_config(theirs.config), 20, START, unet, **options))
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs"),
+        [
+            (EulerScheduler, "EulerDiscreteScheduler"),
+            (EulerAncestralScheduler, "EulerAncestralDiscreteScheduler"),
+            (HeunScheduler, "HeunDiscreteScheduler"),
+        ],
+    )
+    def test_unet_in_sigma(self, unet, ours, theirs):
+        theirs = getattr(D, theirs)(**SD)
+        theirs.set_timesteps(20)
+        start, sigmas = START * float(theirs.sigmas[0]), theirs.sigmas.tolist()
+        ours = ours.from_config({**theirs.config})
+        a, b = in_vp(run(theirs, 20, start, unet), sigmas[1:]), run(ours, 20, in_vp([start], sigmas[:1])[0], unet)
+        assert_same(a, b)
+
+    @pytest.mark.parametrize(("rule", "theirs"), [("lcm", "LCMScheduler"), ("tcd", "TCDScheduler")])
+    def test_unet_in_few_steps(self, unet, rule, theirs):
+        theirs = getattr(D, theirs)()
+        ours = ConsistencyScheduler.from_config(theirs.config, rule=rule)
+        assert_same(run(theirs, 4, START, unet), run(ours, 4, START, unet))
+
+    def test_unet_as_a_consistency_model(self, unet):
+        theirs = D.CMStochasticIterativeScheduler()
+        theirs.set_timesteps(4)
+        ours = ConsistencyScheduler.from_config(theirs.config)
+        assert_same(run(theirs, 4, 80 * START, unet), run(Explicit(ours, theirs.sigmas.tolist()), 4, 80 * START, unet))
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs", "options"),
+        [
+            (FlowMatchEulerScheduler, "FlowMatchEulerDiscreteScheduler", {}),
+            (FlowMatchEulerScheduler, "FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+            (FlowMatchHeunScheduler, "FlowMatchHeunDiscreteScheduler", {}),
+        ],
+    )
+    def test_transformer(self, transformer, ours, theirs, options):
+        theirs = getattr(D, theirs)(**options)
+        assert_same(run(theirs, 20, START, transformer), run(ours.from_config(theirs.config), 20, START, transformer))
 
 
 class TestWhereDiffusersIsWrong:
@@ -211,6 +346,12 @@ class TestWhereDiffusersIsWrong:
         theirs.set_timesteps(20)
         ours.set_timesteps(20)
         assert float(theirs.sigmas[-2]) == pytest.approx(0.0089, abs=1e-4)
+        assert float(ours.sigmas[-2]) == pytest.approx(0.0030, abs=1e-4)
+        heun = D.FlowMatchHeunDiscreteScheduler(shift=3.0)
+        heun.set_timesteps(20)
+        assert float(heun.sigmas[-2]) == pytest.approx(0.0089, abs=1e-4)
+        ours = FlowMatchHeunScheduler.from_config(heun.config)
+        ours.set_timesteps(20)
         assert float(ours.sigmas[-2]) == pytest.approx(0.0030, abs=1e-4)
 
     def test_euler_replaces_zero_snr_by_a_small_number(self):
