@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline_overhead.py [--scheduler ddim|ddpm|euler] [--repeats 15]
 
-The network is a U-Net of diffusers' class whose forward returns a ready tensor; text embeddings and latents are given, the decoder is
-left out.
+Each with its own library's scheduler of the name. The network is a U-Net of diffusers' class whose forward returns a ready tensor; text
+embeddings and latents are given, the decoder is left out.
 The cost of a step is the difference of a call of 150 steps and one of 50, over 100, so what a call costs once does not count. One thread,
 the process's CPU time, interleaved A/B, medians.
 """
@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import gen_pipelines
 
 CLASSES = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "euler": "EulerDiscreteScheduler"}
+OURS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "euler": "EulerScheduler"}
 
 
 class ReadyUNet(diffusers.UNet2DConditionModel):
@@ -56,7 +57,9 @@ def build(scheduler: str) -> tuple:
         vae=vae, text_encoder=text, tokenizer=None, unet=unet, scheduler=getattr(diffusers, CLASSES[scheduler])(**config),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    ours = gen_pipelines.LatentTextToImagePipeline(vae, text, None, getattr(diffusers, CLASSES[scheduler])(**config), unet=unet)
+    ours = gen_pipelines.LatentTextToImagePipeline(
+        vae, text, None, getattr(gen_pipelines, OURS[scheduler]).from_config(theirs.scheduler.config), unet=unet
+    )
     embeds = torch.randn(2, 1, 77, 8)
     options = {"prompt_embeds": embeds[:1, 0], "negative_prompt_embeds": embeds[1:, 0], "latents": torch.randn(1, 4, 32, 32)}
     for pipe in (theirs, ours):

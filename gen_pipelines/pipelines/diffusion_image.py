@@ -180,7 +180,7 @@ class DiffusionImagePipeline(GenerativePipeline):
                         if known is not None:
                             latents = torch.where(anew, latents, self.noised(known, levels[i], latents, generator))
                         output = self.predict_guided(scheduler, latents, t, i, conditions, guidance)  # (B, C', h, w)
-                        latents = scheduler.step(output, t, latents, **step_options, return_dict=False)[0]  # (B, C, h, w)
+                        latents = scheduler.step(output, t, latents, **step_options).prev_sample  # (B, C, h, w)
                         if again:  # back to where this step began, by noise
                             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
                             latents = raise_level(latents, levels[i + 1], levels[i], noise)
@@ -347,7 +347,7 @@ class DiffusionImagePipeline(GenerativePipeline):
         """The state at the end of a deterministic scheduler's grid, (B, C, h, w), from `x` at its start."""
         for i, t in enumerate(self.progress_bar(scheduler.timesteps)):
             output = self.predict_guided(scheduler, x, t, i, conditions, guidance)
-            x = scheduler.step(output, t, x, return_dict=False)[0]
+            x = scheduler.step(output, t, x).prev_sample
         return x
 
     # ----------------------------------------------------------------------------------------------------------------- likelihood

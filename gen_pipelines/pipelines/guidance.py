@@ -107,9 +107,10 @@ def guided(guidance: Guidance, outputs: Sequence[Tensor], branches: Sequence[str
             conditional branch is kept.
     """
     channels = at.x.shape[1]
-    predictions = [output[:, :channels] for output in outputs]
+    learned = outputs[0].shape[1] != channels
+    predictions = [output[:, :channels] for output in outputs] if learned else outputs
     combined = guidance.combine_at(predictions, at) if hasattr(guidance, "combine_at") else guidance.combine(predictions)
-    if outputs[0].shape[1] == channels:
+    if not learned:
         return combined
     kept = outputs[list(branches).index("cond") if "cond" in branches else 0]
     return torch.cat([combined, kept[:, channels:]], dim=1)

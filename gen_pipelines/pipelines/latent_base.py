@@ -357,7 +357,8 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
         Returns: (B, C, h, w), float32.
         """
         steps = self.scheduler.timesteps
-        positions = range(len(steps)) if positions is None else positions
+        count = len(steps)
+        positions = range(count) if positions is None else positions
         first = positions[0] if len(positions) else 0
         self._num_timesteps = len(positions)
         hooked = getattr(guidance, "hooks_network", False)
@@ -370,7 +371,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
                 if self._interrupt:
                     break
                 t = steps[position]
-                at = evaluation(self.scheduler, latents, t, position - first, len(steps) - first)
+                at = evaluation(self.scheduler, latents, t, position - first, count - first)
                 branches = needed_branches(guidance, at)
                 if branches not in batches:
                     batches[branches] = cache.prepare(TextCondition.cat([conditions[branch] for branch in branches]))
@@ -382,7 +383,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
                 else:
                     outputs = self.predict_together(len(branches), batches[branches], model_input, t)
                 output = guided(guidance, outputs, branches, at)  # (B, C', h, w)
-                latents = self.scheduler.step(output, t, latents, **step_options, return_dict=False)[0]  # (B, C, h, w)
+                latents = self.scheduler.step(output, t, latents, **step_options).prev_sample  # (B, C, h, w)
                 if after_step is not None:
                     latents = after_step(n, latents)
                 if callback is not None:

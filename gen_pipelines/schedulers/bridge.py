@@ -32,7 +32,7 @@ from ..processes.level import Level
 from ..processes.linear import LinearPath
 from ..processes.parameterization import FIELD_NAMES, Affine, Parameterization
 from ..processes.path import Path
-from .base import _GRID_KEYS, _SHIFT_KEYS, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine
+from .base import _GRID_KEYS, _SHIFT_KEYS, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, _when_read, combine
 
 __all__ = ["HOSTED", "REFUSED", "BridgedScheduler", "Hosting", "hosting_of"]
 
@@ -731,6 +731,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         self._stages = [
             Stage(t, nt, ours[i], ours[i + 1], first=first[i], node=i) for i, (t, nt) in enumerate(zip(times, network_times, strict=True))
         ]
+        self._scales_input = any(scale != 1.0 for scale in self._input_scales)
         whole = not inner.timesteps.is_floating_point() and all(float(t).is_integer() for t in network_times)
         tensor = torch.tensor(network_times, dtype=torch.float64).to(torch.int64 if whole else torch.float32)
         self._values: list[float] = tensor.tolist()
@@ -777,7 +778,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The network's input for the state, (B, *event), dtype kept: the state itself wherever the network takes it as it is."""
-        if self._stages is None or all(scale == 1.0 for scale in self._input_scales):
+        if self._stages is None or not self._scales_input:
             return sample
         if timestep is None:
             raise ValueError("BridgedScheduler.scale_model_input: this network's input depends on the timestep; pass it.")
@@ -836,7 +837,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, "generator": generator}
         options = {k: v for k, v in options.items() if k in self._step_takes and v is not None}
         output, x, variance = self._split(model_output, sample)
-        x_0 = self._x_0(output, x, i)
+        x_0 = self._x_0(output, x, i) if self._network.limits_x_0 else _when_read(self._affine[i], x, output)
         here, after = self._crossings[i], self._crossings[i + 1]
         theirs = x if here.to_ours == 1.0 else x * (1 / here.to_ours)
         if self._limits_here:
