@@ -18,7 +18,7 @@ from ...likelihood.dequantization import dequantize, from_levels, nearest_levels
 from ...models.flows.base import NormalizingFlowModel
 from ...pipelines.glow import GlowPipeline
 from ..card import training_notes
-from ..data import PictureData, collate, known_words_holdout, load_rows
+from ..data import PictureData, collate, known_words_holdout, load_rows, prepare_picture
 from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.likelihood import LikelihoodObjective
 from ..random import Generators, sample_generators
@@ -59,7 +59,6 @@ class FlowTask:
         if self.conditional and recipe.data.label_column is None:
             raise ValueError("model.flow has classes: name their column in data.label_column.")
         rows = load_rows(recipe.data)
-        self.rows = rows
         if recipe.data.streaming:
             self.data, self.held_out = rows, None
         else:
@@ -85,19 +84,25 @@ class FlowTask:
 
         state = PartialState()
         count = self.model["init_pictures"]
+        rank, ranks = state.process_index, state.num_processes
         if self.recipe.data.streaming:
-            config = replace(self.recipe.data, text_column=None)
-            data = PictureData(list(islice(self.data, count)), config, augmented=False, seed=self.recipe.seed)
+            examples = [self._example(number, row) for number, row in enumerate(islice(self.data, count))][rank::ranks]
         else:
-            data = self.data
-        items = torch.linspace(0, len(data) - 1, min(count, len(data))).long().unique().tolist()
-        examples = [data[(item, 0)] for item in items[state.process_index :: state.num_processes]]
+            items = torch.linspace(0, len(self.data) - 1, min(count, len(self.data))).long().unique().tolist()
+            examples = [self.data[(item, 0)] for item in items[rank::ranks]]
         batch = collate(examples)
         flow = networks["flow"]
         generators = sample_generators(self.recipe.seed, "caching", batch["row"], batch["draw"])
         levels = to_levels(batch["picture"], num_bits=flow.config.num_bits).to(flow.device)
         x, _ = dequantize(levels, flow.config.num_bits, generators)
         flow.initialize_from_batch(x, batch["label"].to(flow.device) if self.conditional else None)
+
+    def _example(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of a stream, as `PictureData` gives rows of a data set."""
+        data = self.recipe.data
+        example = {"picture": prepare_picture(row[data.image_column], data.resolution, data.channels, data.background)}
+        label = {"label": int(row[data.label_column])} if data.label_column else {}
+        return {**example, **label, "row": number, "draw": 0}
 
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """Bits per dimension of a batch of pictures (B, C, H, W)."""
