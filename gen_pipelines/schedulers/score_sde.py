@@ -14,6 +14,7 @@ from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput
 __all__ = ["ScoreSDEScheduler", "langevin_coefficients", "reverse_sde_coefficients"]
 
 _LARGEST = 0.5  # in units of lambda, of one step's noise; beyond 1 Euler-Maruyama is unstable
+_NOISE = 1e-3  # an alpha that is as good as none
 
 
 def reverse_sde_coefficients(here: Level, there: Level, flow_time: bool = False) -> tuple[float, float, float]:
@@ -57,8 +58,8 @@ class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
     """Euler-Maruyama steps of the reverse SDE, on any path; with `correct_steps`, Langevin steps at every node before them.
 
     w is g^2, the diffusion that the data was noised with, on VE, VP and sub-VP paths; on the linear path, and on paths that begin in pure
-    noise, w = 2 t in the linear path's time. The last step adds no noise and gives x_0. Every Langevin step takes a network evaluation of
-    its own, laid out in `timesteps`. The method needs several hundred steps.
+    noise or as good as (alpha below 0.001), w = 2 t in the linear path's time. The last step adds no noise and gives x_0. Every Langevin
+    step takes a network evaluation of its own, laid out in `timesteps`. The method needs several hundred steps.
 
     Args:
         correct_steps: Langevin steps at every node; 0 is Euler-Maruyama alone.
@@ -80,7 +81,8 @@ class ScoreSDEScheduler(GaussianScheduler, SchedulerMixin):
         if not 0 < self.config["snr"] < 0.5:
             raise ValueError(f"ScoreSDEScheduler: snr = {self.config['snr']!r}; give a number between 0 and 0.5.")
         self.order = 1 + count
-        flow_time = p.path.name == "linear" or p.trained_lambda_range[0] == -math.inf
+        # cosine betas come so near to pure noise that one step there is units of lambda: it would inflate the variance
+        flow_time = p.path.name == "linear" or p.path.level(p.trained_t_range[1]).alpha < _NOISE
         stages = []
         for stage in super().plan(grid):
             corrections = [replace(stage, there=stage.here, first=k == 0) for k in range(count)]
