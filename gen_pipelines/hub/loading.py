@@ -377,7 +377,10 @@ def load_module(folder: Path, library: str, cls: type, dtype: Any, variant: str 
     Raises:
         LoadingError: a file or key is missing, cut short or of the wrong shape; the message names it and the remedy.
     """
-    files = check_module(folder, library, cls, variant)
+    files, model = _checked(folder, library, cls, variant)
+    plain = kwargs.get("low_cpu_mem_usage", True) and not set(kwargs) - {"low_cpu_mem_usage"}
+    if model is not None and plain and _can_be_filled(model, folder, files, dtype):
+        return _filled(model, folder, files, dtype)
     stem = _WEIGHT_STEM.get(library, _DEFAULT_STEM)
     kwargs = {**kwargs, "variant": variant} if variant and f".{variant}" in files[0].name[len(stem) :] else kwargs
     kwargs = {"use_safetensors": True, "output_loading_info": True, "dtype": dtype, **kwargs}
@@ -398,7 +401,7 @@ def load_module(folder: Path, library: str, cls: type, dtype: Any, variant: str 
 
 
 def check_module(folder: Path, library: str, cls: type, variant: str | None = None) -> list[Path]:
-    """Checks a network's folder before the network is built; returns its weight files.
+    """Checks a network's folder before the network is built for good; returns its weight files.
 
     The config is read, the headers of the weight files too, and the network is built once without memory (on the meta device), with a
     limit: it may have no more parameters than the files have tensors to fill them, nor tables that dwarf them. So a config costs no more
@@ -407,6 +410,11 @@ def check_module(folder: Path, library: str, cls: type, variant: str | None = No
     Raises:
         LoadingError: as `load_module`.
     """
+    return _checked(folder, library, cls, variant)[0]
+
+
+def _checked(folder: Path, library: str, cls: type, variant: str | None) -> tuple[list[Path], Any]:
+    """The weight files, and the network on the meta device, or None where it cannot be laid out there."""
     if not (folder / "config.json").is_file():
         raise LoadingError(f"the component folder {folder} has no config.json; download or save the pipeline again.")
     config = read_json(folder / "config.json", "download or save the component again.")
@@ -417,12 +425,10 @@ def check_module(folder: Path, library: str, cls: type, variant: str | None = No
     stored: dict[str, dict[str, Any]] = {}
     for file in files:
         stored |= read_header(file)
-    if not config.get("quantization_config"):
-        _check_fit(folder, cls, config, files[0], stored)
-    return files
+    return files, None if config.get("quantization_config") else _check_fit(folder, cls, config, files[0], stored)
 
 
-def _check_fit(folder: Path, cls: type, config: Mapping[str, Any], file: Path, stored: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_fit(folder: Path, cls: type, config: Mapping[str, Any], file: Path, stored: Mapping[str, Mapping[str, Any]]) -> Any:
     numbers = sum(math.prod(entry["shape"]) for entry in stored.values())
     allowed = max(numbers, _FREE_NUMBERS)
     try:
@@ -433,7 +439,7 @@ def _check_fit(folder: Path, cls: type, config: Mapping[str, Any], file: Path, s
             "download it again, or do not trust it."
         ) from None
     except Exception:  # also a constructor that reads values, which the meta device has none of: loading says what is wrong, if anything is
-        return
+        return None
     state = model.state_dict()
     own = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
     for kind, names in (("parameters", [n for n in own if n in state]), ("tables", [n for n in own if n not in state])):
@@ -448,6 +454,91 @@ def _check_fit(folder: Path, cls: type, config: Mapping[str, Any], file: Path, s
         if name in stored and tensor.is_floating_point() != stored[name]["dtype"].startswith(("F", "BF")) and not tensor.is_complex():
             wanted = "floating point numbers" if tensor.is_floating_point() else "integers"
             raise LoadingError(f"{file}: {name} has dtype {stored[name]['dtype']} where {wanted} are expected; download or save it again.")
+    return model
+
+
+def _can_be_filled(model: Any, folder: Path, files: Sequence[Path], dtype: Any) -> bool:
+    """Whether a network on the meta device needs nothing but the tensors of its files to be whole.
+
+    That is so for a class of diffusers whose files hold exactly its state and which keeps no other tensors: it need not be built twice. Of
+    transformers' classes it is known for CLIP's text towers, whose one other tensor counts the positions.
+    """
+    import torch
+
+    cls = type(model)
+    theirs = cls.__module__.startswith("diffusers.")
+    if not theirs and cls.__name__ not in _COUNTERS or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        return False
+    if getattr(cls, "_keep_in_fp32_modules", None) and dtype != torch.float32:
+        return False
+    config = read_json(folder / "config.json", "download or save the component again.")
+    if theirs and any(not key.startswith("_") and key not in inspect.signature(cls.__init__).parameters for key in config):
+        return False  # diffusers has a word to say about such keys
+    state = model.state_dict()
+    stored = {name: entry for file in files for name, entry in read_header(file).items()}
+    if any(entry["dtype"].startswith(("F8", "F6", "F4")) for entry in stored.values()):
+        return False
+    shapes = {name: entry["shape"] for name, entry in stored.items()}
+    if {name: list(tensor.shape) for name, tensor in state.items()} != shapes:
+        return False
+    others = [name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers()) if name not in state]
+    if others != ([] if theirs else _COUNTERS[cls.__name__]):
+        return False  # a buffer that is not stored was computed by the constructor
+    return not any(_holds_tensor(value) for module in model.modules() for key, value in vars(module).items() if key not in _TABLES)
+
+
+# the buffers of transformers' text towers that are not stored: 0, 1, 2, ... of shape (1, positions)
+_COUNTERS = {"CLIPTextModel": ["embeddings.position_ids"], "CLIPTextModelWithProjection": ["text_model.embeddings.position_ids"]}
+
+# where a module keeps what `named_parameters`, `named_buffers` and `modules` go through
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _holds_tensor(value: Any) -> bool:
+    import torch
+
+    if type(value) is dict:
+        return any(map(_holds_tensor, value.values()))
+    return any(map(_holds_tensor, value)) if type(value) in (list, tuple) else isinstance(value, torch.Tensor)
+
+
+def _filled(model: Any, folder: Path, files: Sequence[Path], dtype: Any) -> Any:
+    """The network with the tensors of its files: mapped where they have its dtype, else read and converted one by one.
+
+    A tensor that is mapped and then converted would be in memory twice until the file is closed; one that is read is not.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    state = {}
+    for file in files:
+        try:
+            header = read_header(file)
+            with safe_open(file, framework="pt") as mapped, file.open("rb") as stream:
+                start = 8 + int.from_bytes(stream.read(8), "little")
+                for name, entry in header.items():
+                    kind = kinds.get(entry["dtype"])
+                    first, last = entry["data_offsets"]
+                    if kind is None or kind == dtype or first == last:
+                        state[name] = mapped.get_tensor(name)
+                    else:
+                        stream.seek(start + first)
+                        raw = bytearray(stream.read(last - first))
+                        state[name] = torch.frombuffer(raw, dtype=kind).view(entry["shape"]).to(dtype)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise LoadingError(f"the weight file {file} cannot be read: {_line(error)}; download or save it again.") from error
+    model.load_state_dict(state, strict=True, assign=True)
+    if type(model).__name__ in _COUNTERS:
+        for name in _COUNTERS[type(model).__name__]:
+            module, _, buffer = name.rpartition(".")
+            owner = model.get_submodule(module)
+            counter = torch.arange(getattr(owner, buffer).shape[-1]).expand((1, -1))
+            owner.register_buffer(buffer, counter, persistent=False)
+        model.config.dtype = dtype
+    else:
+        model.register_to_config(_name_or_path=str(folder))
+    return model.eval()
 
 
 class _TooLarge(Exception):
@@ -457,11 +548,28 @@ class _TooLarge(Exception):
 def _build_without_memory(cls: type, config: Mapping[str, Any], most_parameters: int) -> Any:
     """The network on the meta device: names and shapes, no numbers. `_TooLarge` as soon as it has more parameters than allowed."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with torch.device("meta"), _quiet(), _limited(most_parameters):
+    fillers = {getattr(owner, name) for owner in (torch.Tensor, torch.nn.init) for name in _FILLERS if hasattr(owner, name)}
+
+    class NoNumbers(TorchFunctionMode):
+        """Leaves out what would fill tensors that have no memory, which is most of the time of a constructor."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if function in fillers and (args or "tensor" in kwargs):
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs)
+
+    with torch.device("meta"), NoNumbers(), _quiet(), _limited(most_parameters):
         if hasattr(cls, "from_config"):
             return cls.from_config({key: value for key, value in config.items() if key != "_name_or_path"})
         return cls(cls.config_class.from_dict(dict(config)))
+
+
+# functions that fill their first argument and return it
+_FILLERS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_", "zeros_",
+            "ones_", "constant_", "zero_", "fill_")  # fmt: skip
 
 
 @contextlib.contextmanager

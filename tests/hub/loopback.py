@@ -13,9 +13,11 @@ Only the standard library. The transfer protocol is Git LFS, so clients must set
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -90,6 +92,7 @@ class Server:
         self.lfs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, str]] = []
+        self.connections: list[socket.socket] = []
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -97,9 +100,12 @@ class Server:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
-        """Closes the port; a client that asks again finds nobody."""
+        """Closes the port and the connections that clients keep; whoever asks again finds nobody."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def fault(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -120,6 +126,10 @@ class Server:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -166,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: self._cut_after])
             self.wfile.flush()
             self.close_connection = True
-            self.connection.shutdown(2)
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def refuse(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         self._cut_after = None

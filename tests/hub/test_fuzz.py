@@ -31,7 +31,7 @@ VALUES = st.recursive(PLAIN, lambda inner: st.one_of(st.lists(inner, max_size=4)
 CHANGES = st.lists(st.tuples(st.integers(-1, 60), st.one_of(st.just(KeyError), VALUES), WORDS), min_size=1, max_size=3)
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-thorough = settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
+thorough = settings(max_examples=250, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 @pytest.fixture(scope="module")
@@ -137,5 +137,5 @@ def test_changed_weight_files(parts):
 
 @pytest.mark.slow  # thousands of examples
 def test_changed_weight_files_by_the_thousand(parts):
-    many = settings(thorough, max_examples=2000)
+    many = settings(thorough, max_examples=1500)
     many(given(EDITS, FLIPS, ENDS)(lambda edits, flips, end: check_weights(parts, edits, flips, end)))()

@@ -55,4 +55,5 @@ train(recipe, output_dir=folder, push_to_hub="somebody/else")
     assert head["license"] == "mit" and head["library_name"] == "gen-pipelines" and "datasets" not in head  # the data is a folder here
     assert "# tester/shapes" in card and 'from_pretrained("tester/shapes")' in card
     assert "![samples](samples.png)" in card and "## Limits\n\nIt knows shapes." in card and "## Recipe" in card
-    assert Image.open(tmp_path / "run/samples.png").size[0] > 16
+    with Image.open(tmp_path / "run/samples.png") as picture:
+        assert picture.width > 16
