@@ -9,7 +9,8 @@ from typing import Any
 def train_clip_tokenizer(captions: Sequence[str], vocab_size: int, max_length: int) -> Any:
     """Byte-pair encoding in CLIP's form (lower case, `</w>` at the end of words), learned from captions.
 
-    Every byte is in the vocabulary, so any text in any script has tokens: unknown words become pieces of known ones.
+    Every byte is in the vocabulary, so any text in any script has tokens: unknown words become pieces of known ones. The same captions
+    always give the same tokenizer.
 
     Args:
         captions: the text to learn from.
@@ -37,8 +38,15 @@ def train_clip_tokenizer(captions: Sequence[str], vocab_size: int, max_length: i
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    # Equally frequent pairs are merged in the order of their symbols' numbers. Symbols that the learner meets in the captions are numbered
+    # in the random order of a hash table, so all of them are given to it: two runs, or two processes of one, learn the same tokenizer.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 258, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False, min_frequency=2
+        vocab_size=vocab_size - 2,
+        special_tokens=[byte + "</w>" for byte in alphabet],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+        min_frequency=2,
     )
     learner.train_from_iterator(captions, trainer)
     learned = json.loads(learner.to_str())["model"]["merges"]

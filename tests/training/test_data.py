@@ -159,3 +159,13 @@ def test_rows_become_batches(shapes):
 def test_a_data_set_that_does_not_fit_is_named(shapes, change, message):
     with pytest.raises(ValueError, match=message):
         load_rows(DataConfig(**({"name": str(shapes), "text_column": "text"} | change)))
+
+
+def test_the_same_captions_always_give_the_same_tokenizer():
+    """Pairs of one frequency are merged in an order that no hash table decides: a resumed run and every rank learn the same tokens."""
+    from gen_pipelines.training.tokenizer import train_clip_tokenizer
+
+    captions = [f"{a}{b} {c}{a}" for a in "abcdefgh" for b in "ijklmnop" for c in "qrstuvw"]
+    first, *others = [train_clip_tokenizer(captions, 600, 8) for _ in range(6)]
+    assert all(other.get_vocab() == first.get_vocab() for other in others)
+    assert len(first) == 600 and first.tokenize("aiqa zebra") and first.unk_token not in first.tokenize("日本 ☃")
