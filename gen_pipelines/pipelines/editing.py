@@ -121,7 +121,7 @@ def encode_latents(vae: Any, pixels: Tensor, generator: Any, copies: int = 1) ->
         copies: of each picture, next to each other.
     """
     config = vae.config
-    encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
+    encoded = vae.encode(pixels.to(vae.dtype))
     each = copies if isinstance(generator, (list, tuple)) else 1
     if hasattr(encoded, "latent_dist"):
         # not `latent_dist.sample`, which draws in the encoder's dtype and takes one generator alone

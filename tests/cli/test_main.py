@@ -64,9 +64,9 @@ def test_module_runs_as_a_command():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a verb comes first, one of generate, edit, train, info"),
+        ([], f"a verb comes first, one of {', '.join(VERBS)}"),
         (["generat", "a cat"], "did you mean 'generate'"),
-        (["draw"], "unknown verb 'draw'; there are generate, edit, train, info"),
+        (["draw"], f"unknown verb 'draw'; there are {', '.join(VERBS)}"),
         (["generate"], "no prompt"),
         (["generate", "a cat", "--steps", "0"], "--steps 0: at least 1"),
         (["generate", "a cat", "--steps", "many"], "invalid int value: 'many'"),
