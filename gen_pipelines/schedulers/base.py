@@ -649,7 +649,8 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         if level is not None:
             noisy = (x_0 * level.alpha).add_(eps, alpha=level.sigma)
         else:
-            alpha, sigma = self._levels_at(torch.as_tensor(timesteps, device=x_0.device).reshape((-1,) + (1,) * (x_0.ndim - 1)), x_0.dtype)
+            timesteps = torch.as_tensor(timesteps, device=x_0.device).reshape((-1,) + (1,) * (x_0.ndim - 1))
+            alpha, sigma = self._levels_at(timesteps, x_0.dtype)
             noisy = torch.addcmul(alpha * x_0, sigma, eps)
         return noisy.to(original_samples.dtype)
 
@@ -662,7 +663,10 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
                 bars = p.path.alphas_cumprod
                 self._table = torch.stack([bars.sqrt(), (1 - bars).sqrt()]).to(timesteps.device, dtype)
                 self._table_key = key
-            return tuple(self._table.index_select(1, timesteps.reshape(-1)).reshape(2, *timesteps.shape))
+            return self._table.index_select(1, timesteps.reshape(-1)).view(2, *timesteps.shape).unbind()
+        if isinstance(p.path, LinearPath):  # nothing there that needs float64
+            t = p.path_time(timesteps.to(dtype))
+            return 1 - t, t
         t = p.path_time(timesteps if timesteps.device.type == "mps" else timesteps.double())
         return p.path.alpha(t).to(dtype), p.path.sigma(t).to(dtype)
 
