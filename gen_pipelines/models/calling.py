@@ -327,7 +327,8 @@ def encode_text(
     output = text_encoder(tokens.input_ids.to(device), attention_mask=inner_mask, **options)
     embeds = output.last_hidden_state
     if clip_skip is not None:
-        embeds = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+        layer = -(clip_skip + 1 + getattr(text_encoder.config, "skip_layers", 0))
+        embeds = getattr(text_encoder, "text_model", text_encoder).final_layer_norm(output.hidden_states[layer])
     pooled = getattr(output, "text_embeds", None)
     if pooled is None:
         pooled = getattr(output, "pooler_output", None)
@@ -355,9 +356,20 @@ def tokenize(tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], ma
 
 
 def is_clip(text_encoder: nn.Module) -> bool:
-    """Whether a text encoder is one of CLIP's."""
+    """Whether a text encoder is one of CLIP's, of transformers or open_clip."""
     config = text_encoder.config
+    if any(cls.__name__ == "OpenCLIPTextEncoder" for cls in type(text_encoder).__mro__):
+        return True
     return type(config).__name__.startswith("CLIP") or "clip" in getattr(config, "model_type", "")
+
+
+def clip_layers(text_encoder: nn.Module | None) -> int | None:
+    """How many layers of a CLIP encoder there are up to the one that is read; None for another encoder, or none."""
+    if text_encoder is None or not is_clip(text_encoder):
+        return None
+    config = text_encoder.config
+    layers = getattr(config, "num_hidden_layers", None)
+    return config.text_config.get("layers", 12) - config.skip_layers if layers is None else layers
 
 
 def sees_padding(text_encoder: nn.Module) -> bool:

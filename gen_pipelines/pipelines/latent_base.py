@@ -270,7 +270,8 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
     def encode_captions(self, captions: Captions, needs_unconditional: bool, device: torch.device) -> dict[str, TextCondition]:
         """The conditions "cond" and, where it is needed, "uncond", each (B, ...), the pictures of one prompt next to each other."""
         if not needs_unconditional and (captions.negative_prompt or captions.negative_prompt_embeds is not None):
-            logger.warning("the negative prompt has no effect: there is no guidance at guidance_scale = %s.", self._guidance_scale)
+            because = "without a true_cfg_scale" if self.is_told_guidance else f"at guidance_scale = {self._guidance_scale}"
+            logger.warning("the negative prompt has no effect: there is no guidance %s.", because)
         encoding = text_encoding(self)
         no_negative = needs_unconditional and not captions.has_negative and self.config.force_zeros_for_empty_prompt
         texts: dict[str, list[tuple[str, ...]]] = {}

@@ -16,7 +16,7 @@ import open_clip
 from safetensors.torch import save_file
 
 from gen_pipelines import AutoPipeline, LatentTextToImagePipeline, OpenCLIPTextEncoder, OpenCLIPTokenizer
-from gen_pipelines.models.calling import encode_text
+from gen_pipelines.models.calling import clip_layers, encode_text
 from gen_pipelines.schedulers import DDIMScheduler
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
@@ -136,6 +136,17 @@ def test_the_penultimate_layer_is_what_transformers_reads_with_one_layer_less():
         assert_close(output.last_hidden_state, theirs(ids).last_hidden_state, atol=1e-5, rtol=0)
         assert_close(encoder.final_layer_norm(output.hidden_states[-2]), output.last_hidden_state, atol=0, rtol=0)
         assert_close(output.text_embeds, make_model().encode_text(ids), atol=1e-5, rtol=0)
+
+
+def test_skipped_layers_are_counted_from_the_one_that_is_read(tokenizer):
+    """A call's clip_skip and the encoder's own skip_layers add up, as for a CLIP of transformers that was stored without its last layer."""
+    whole, short = (OpenCLIPTextEncoder.from_open_clip(make_model(), text_config=TEXT, skip_layers=skip) for skip in (0, 1))
+    assert (clip_layers(whole), clip_layers(short)) == (3, 2)
+    with torch.no_grad():
+        once, twice = (encode_text(tokenizer, whole, ["a red apple"], clip_skip=skip).embeds for skip in (1, 2))
+        assert_close(encode_text(tokenizer, short, ["a red apple"]).embeds, once)
+        assert_close(encode_text(tokenizer, short, ["a red apple"], clip_skip=1).embeds, twice)
+    assert not torch.equal(once, twice)
 
 
 def test_it_is_the_text_encoder_of_a_pipeline(tokenizer, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...models.calling import TextCondition, encode_text, is_clip
+from ...models.calling import TextCondition, clip_layers, encode_text, is_clip
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class OneEncoder:
         return [name for name in ("tokenizer", "text_encoder") if getattr(self, name) is None]
 
     def clip_layers(self) -> int | None:
-        clip = self.text_encoder is not None and is_clip(self.text_encoder)
-        return self.text_encoder.config.num_hidden_layers if clip else None
+        return clip_layers(self.text_encoder)
 
     def encode(
         self, texts: Sequence[tuple[str, ...]], device: torch.device, clip_skip: int | None = None, max_length: int | None = None

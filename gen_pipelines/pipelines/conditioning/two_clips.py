@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.calling import TextCondition, tokenize
+from ...models.calling import TextCondition, clip_layers, tokenize
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TwoClips:
         return ["text_encoder_2"] if self.second[1] is None else []
 
     def clip_layers(self) -> int | None:
-        return min((encoder.config.num_hidden_layers for _, encoder in self._pairs), default=None)
+        return min((layers for _, encoder in self._pairs if (layers := clip_layers(encoder)) is not None), default=None)
 
     def encode(
         self, texts: Sequence[tuple[str, ...]], device: torch.device, clip_skip: int | None = None, max_length: int | None = None

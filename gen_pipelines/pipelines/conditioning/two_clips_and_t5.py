@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...models.calling import TextCondition, tokenize
+from ...models.calling import TextCondition, clip_layers, tokenize
 from .two_clips import clip_features
 
 
@@ -41,7 +41,8 @@ class TwoClipsAndT5:
         return [name for name, pair in (("text_encoder", self.first), ("text_encoder_2", self.second)) if pair[1] is None]
 
     def clip_layers(self) -> int | None:
-        return min((pair[1].config.num_hidden_layers for pair in (self.first, self.second) if pair[1] is not None), default=None)
+        counts = [clip_layers(encoder) for _, encoder in (self.first, self.second)]
+        return min((layers for layers in counts if layers is not None), default=None)
 
     def encode(
         self, texts: Sequence[tuple[str, ...]], device: torch.device, clip_skip: int | None = None, max_length: int | None = None
