@@ -37,16 +37,12 @@ class Mapped:
 
 
 def has_parts(needed: set[str], denoisers: set[str], optional: set[str] = frozenset()) -> Callable[[Parts], bool]:
-    """Whether there are the components that are needed, a denoiser of one of the classes, and nothing else that matters.
-
-    A scheduler that cannot be hosted stays in its own pipeline.
-    """
+    """Whether there are the components that are needed, a denoiser of one of the classes, and nothing else that matters."""
 
     def fits(parts: Parts) -> bool:
         named = [cls for name, (_, cls) in parts.items() if name in ("unet", "transformer")]
         known = {*needed, *optional, *DISPENSABLE, "scheduler", "unet", "transformer"}
-        there = {*needed, "scheduler"} <= set(parts) <= known
-        return there and len(named) == 1 and named[0] in denoisers and parts["scheduler"][1] not in REFUSED
+        return {*needed, "scheduler"} <= set(parts) <= known and len(named) == 1 and named[0] in denoisers
 
     return fits
 
@@ -91,15 +87,21 @@ MAPPED: dict[str, Mapped] = {
 
 _IMAGES = "DiffusionImagePipeline"
 # DiT's repositories still have the name that its class had when it was published
-_IMAGE_PARTS = has_parts(set(), {"UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel"}, {"vae", "vqvae"})
+_some_image_parts = has_parts(set(), {"UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel"}, {"vae", "vqvae"})
+
+
+def _image_parts(parts: Parts) -> bool:
+    """A scheduler that cannot be hosted stays in its own pipeline."""
+    return _some_image_parts(parts) and parts["scheduler"][1] not in REFUSED
+
 
 MAPPED |= {
-    "DDPMPipeline": Mapped(_IMAGES, _IMAGE_PARTS, {"default_num_inference_steps": 1000}),
-    "DDIMPipeline": Mapped(_IMAGES, _IMAGE_PARTS),
-    "PNDMPipeline": Mapped(_IMAGES, _IMAGE_PARTS),
-    "LDMPipeline": Mapped(_IMAGES, _IMAGE_PARTS),
-    "DiTPipeline": Mapped(_IMAGES, _IMAGE_PARTS, {"default_guidance_scale": 4.0}),
-    "ConsistencyModelPipeline": Mapped(_IMAGES, _IMAGE_PARTS, {"default_num_inference_steps": 1}),
+    "DDPMPipeline": Mapped(_IMAGES, _image_parts, {"default_num_inference_steps": 1000}),
+    "DDIMPipeline": Mapped(_IMAGES, _image_parts),
+    "PNDMPipeline": Mapped(_IMAGES, _image_parts),
+    "LDMPipeline": Mapped(_IMAGES, _image_parts),
+    "DiTPipeline": Mapped(_IMAGES, _image_parts, {"default_guidance_scale": 4.0}),
+    "ConsistencyModelPipeline": Mapped(_IMAGES, _image_parts, {"default_num_inference_steps": 1}),
 }
 
 

@@ -437,15 +437,6 @@ def test_components_that_are_not_used_are_named(sd_folder, tmp_path, caplog):
     assert "safety_checker" not in caplog.text
 
 
-def test_other_pipelines_of_diffusers_stay_theirs(tmp_path):
-    import diffusers
-
-    unet = diffusers.UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=8, down_block_types=("DownBlock2D",) * 2,
-                                 up_block_types=("UpBlock2D",) * 2, layers_per_block=1)  # fmt: skip
-    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    assert type(AutoPipeline.from_pretrained(tmp_path / "ddpm")) is diffusers.DDPMPipeline
-
-
 def test_a_component_may_be_passed(folder):
     vae = conftest.make_vae(seed=5)
     assert AutoPipeline.from_pretrained(folder, vae=vae).vae is vae
