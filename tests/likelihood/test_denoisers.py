@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from analytic import GAUSSIAN, NETWORKS
 from torch.testing import assert_close
 
 from gen_pipelines.likelihood.denoiser import Denoiser, levels_log_prob, unit_level
 from gen_pipelines.likelihood.ode import ode_log_density, ode_log_likelihood
 from gen_pipelines.likelihood.vlb import variational_bound
 from gen_pipelines.processes import LinearPath, Parameterization
-from tests.analytic import GAUSSIAN, NETWORKS
 
 KINDS = {name: parameterization for name, (parameterization, _) in NETWORKS.items()}
 FLOW = Parameterization(LinearPath(), "flow_prediction")

@@ -14,17 +14,18 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from analytic import GaussianData, sample
+from analytic import sample
 from torch.testing import assert_close
 
 import gen_pipelines
 from gen_pipelines import BridgedScheduler
 from gen_pipelines.processes import Parameterization
 from gen_pipelines.schedulers import SCHEDULERS, DDIMScheduler
+from gen_pipelines.testing import GaussianOracle
 
 pytestmark = pytest.mark.filterwarnings("ignore:ConsistencyScheduler on a network that predicts:UserWarning")
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-DATA = GaussianData(mean=0.1, std=0.25)  # its pictures lie in [-1, 1], which these pipelines clamp to
+DATA = GaussianOracle(mean=0.1, std=0.25)  # its pictures lie in [-1, 1], which these pipelines clamp to
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
 
 
