@@ -166,7 +166,8 @@ def measured(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
         flat = {str(k): v for k, v in evaluation.items() if not str(k).startswith(_PROTOCOL)}
         given = {str(k): v for k, v in evaluation.items() if str(k) not in flat or not _is_number(v)}
     metrics = {k: v for k, v in flat.items() if _is_number(v)}
-    return metrics, {k: v for k, v in given.items() if isinstance(v, (str, int, float, bool)) and k not in ("model", "metrics")}
+    plain = {k: v for k, v in given.items() if isinstance(v, (str, bool)) or _is_number(v)}
+    return metrics, {k: v for k, v in plain.items() if k not in ("model", "metrics")}
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
