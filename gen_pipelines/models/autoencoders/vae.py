@@ -144,7 +144,7 @@ class VAEModel(GenerativeModel):
             padding = padding_to_multiple(self.height, self.width, 2 ** len(self.config.block_out_channels))
             h = self.encoder(F.pad(x, padding, value=-1.0))                                            # (B, c, h, w)
         else:
-            h = self.encoder(x.flatten(1))                                                             # (B, hidden)
+            h = self.encoder((x.flatten(1) + 1) / 2)                                                   # (B, hidden); black is zero
         moments = self.to_moments(h.flatten(1))                                                        # (B, 2 d)
         mean, log_variance = moments.to(torch.promote_types(moments.dtype, torch.float32)).chunk(2, dim=1)
         log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
@@ -203,5 +203,8 @@ def _conv_encoder(
 def _mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in zip(sizes, sizes[1:]):
-        layers += [nn.Linear(before, after), activation()]
+        linear = nn.Linear(before, after)
+        nn.init.xavier_uniform_(linear.weight)  # Glorot & Bengio 2010: torch's own is too small for tanh, and training starts late
+        nn.init.zeros_(linear.bias)
+        layers += [linear, activation()]
     return nn.Sequential(*layers)
