@@ -301,8 +301,8 @@ def _marginals(subject: _Subject, name: str, network: Network, grid: dict[str, A
 
 
 def _smooth_times(p: Parameterization, n: int) -> list[float]:
-    """n + 1 times from 3/4 to 1/4, uneven and smooth, all binary fractions for n a power of two."""
-    return [float(p.network_time(0.25 + (u + u * u) / 4)) for u in (1 - i / n for i in range(n + 1))]
+    """n + 1 times from 1/2 to 1/4, uneven and smooth, all binary fractions for n a power of two."""
+    return [float(p.network_time(0.25 + (u + u * u) / 8)) for u in (1 - i / n for i in range(n + 1))]
 
 
 def _order(subject: _Subject, name: str, network: Network, grid: dict[str, Any]) -> Measured:
