@@ -29,7 +29,7 @@ def error_of(capsys, *words: str, status: int = 2) -> str:
     return err
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in ("generate", "train", "push", "info")), ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["--version"]])
 def test_help_is_quick_and_imports_nothing_heavy(words):
     out = run_python(f"""
         import sys, time
