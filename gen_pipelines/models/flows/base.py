@@ -116,13 +116,14 @@ class NormalizingFlowModel(GenerativeModel):
         """Normal latents with deviation `temperature`, by level, the finest first; (B, c, h, w) each."""
         if batch_size < 1 or not temperature >= 0 or not math.isfinite(temperature):
             raise ValueError(f"batch_size must be at least 1 and temperature a number from 0; got {batch_size} and {temperature}.")
-        draws = [normal((batch_size, *shape), generator, self.device) for shape in self.latent_shapes]
-        return [(temperature * draw).to(self.stream_dtype) for draw in draws]
+        device, dtype = next(self.parameters()).device, self.stream_dtype
+        draws = [normal((batch_size, *shape), generator, device) for shape in self.latent_shapes]
+        return [(temperature * draw).to(dtype) for draw in draws]
 
     @property
     def stream_dtype(self) -> torch.dtype:
         """The dtype of latents, log-determinants and everything that is inverted: that of the weights, but no less than float32."""
-        return torch.promote_types(self.dtype, torch.float32)
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)  # diffusers' `dtype` looks at every module
 
     def check(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """x in the dtype of the stream.
@@ -152,7 +153,8 @@ class NormalizingFlowModel(GenerativeModel):
         if shapes != self.latent_shapes:
             raise ValueError(f"{type(self).__name__}: latents of shapes {self.latent_shapes} by level are needed, got {shapes}.")
         self.check_labels(len(latents[0]), labels)
-        return [latent.to(self.stream_dtype) for latent in latents]
+        dtype = self.stream_dtype
+        return [latent.to(dtype) for latent in latents]
 
 
 class ConditionalGaussian(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .cache import Cached
+
 KINDS = ("affine", "additive")
 SCALES = ("sigmoid", "tanh")
 
@@ -20,11 +22,16 @@ class ScaledConv2d(nn.Conv2d):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         self.gain = nn.Parameter(torch.zeros(out_channels))
+        self._scaled = Cached()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in, H, W). Returns: (B, out, H, W)."""
+        weight, bias = self._scaled.get((self.weight, self.gain, self.bias), self._scale)
+        return self._conv_forward(x, weight, bias)
+
+    def _scale(self) -> tuple[Tensor, Tensor]:
         scale = torch.exp(3 * self.gain)
-        return self._conv_forward(x, self.weight * scale.view(-1, 1, 1, 1), self.bias * scale)
+        return self.weight * scale.view(-1, 1, 1, 1), self.bias * scale
 
 
 class CouplingNetwork(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .actnorm import ActNorm
 from .base import ConditionalGaussian, LearnedGaussian, NormalizingFlowModel
+from .cache import Cached
 from .coupling import Coupling, CouplingNetwork
-from .invertible_conv import Cached, InvertibleConv1x1, fold, fold_inverse, mix_channels
+from .invertible_conv import InvertibleConv1x1, fold, fold_inverse, mix_channels
 from .reversible import run_reversibly
 
 __all__ = ["ConfigMixin", "GlowLevel", "GlowModel", "GlowStep", "ModelMixin"]
