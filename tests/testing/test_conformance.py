@@ -207,6 +207,10 @@ def test_hosted_consistency_rules(name):
     check_scheduler(make, checks=checks, networks=["consistency"], promise=Promise(kind="consistency"), name=name).raise_for_failures()
 
 
+def test_bad_calls_of_hosted_schedulers_are_refused():
+    check_scheduler(diffusers.DDIMScheduler, checks=["refusals"], networks=FEW, hosted=True).raise_for_failures()
+
+
 def test_a_function_that_makes_one():
     report = check_scheduler(lambda **options: DDIMScheduler(**options), checks=["order", "moments"], networks=["edm"], name="mine")
     assert report.passed
