@@ -123,9 +123,10 @@ class Trainer:
         self.modules, self.optimizers, self.schedules = {}, {}, {}
         for phase in phases:
             self._switch(phase)  # DDP looks at it when it wraps
-            self.modules[phase.name] = self.accelerator.prepare(_Step(self.networks, losses))
-            if phase.optimizer is not None:
+            if phase.optimizer is not None:  # one wrapper for one set of parameters: two would hook into each other's backward pass
+                self.modules[phase.name] = self.modules[phase.optimizer]
                 continue
+            self.modules[phase.name] = self.accelerator.prepare(_Step(self.networks, losses))
             settings = replace(recipe.optimizer, **phase.settings)
             optimizer = _optimizer([p for name in phase.networks for p in self._trainable[name]], settings)
             self.optimizers[phase.name] = self.accelerator.prepare(optimizer)

@@ -67,8 +67,10 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     """
     x = real.detach().float().requires_grad_(True)
     with torch.enable_grad(), twice_differentiable():
-        (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
-    return gradient.flatten(1).square().sum(1)
+        logits = discriminator(x)
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    # a bias at the end has no part in the gradient: several processes wait for each other's gradients of every parameter
+    return gradient.flatten(1).square().sum(1) + 0 * logits
 
 
 def path_lengths(pictures: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ class AdversarialObjective:
             torch.distributed.all_reduce(mean)
             mean /= torch.distributed.get_world_size()
         mean_length.lerp_(mean.to(mean_length), self.path_decay)
-        penalty = (lengths - mean_length.clone()).square()
+        penalty = (lengths - mean_length.clone()).square() + 0 * fake.flatten(1).sum(1)  # for the parameters without a part in it
         return ObjectiveOutput(penalty * (self.path_length * interval), {"path_length": lengths.detach()})
 
     # ------------------------------------------------------------------------------------------------------------------- drawing
