@@ -34,6 +34,9 @@ EXTRAS["dev"] = EXTRAS["all"] + [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",  # hostile configs and weight files by the thousand
     "ruff>=0.17,<0.18",  # pinned: its formatting may change between minor versions
+    "scikit-learn>=1.4",  # its digits, which need no download
+    "peft>=0.17",  # adapters of diffusers' loaders
+    "matplotlib>=3.8",  # the examples' figures
     "torchsde>=0.2.6",  # diffusers' SDE schedulers, which are tested beside ours, need it
     "setuptools>=77",  # a test reads what setup.py hands to it
 ]

@@ -218,5 +218,5 @@ def test_latents_are_normalised_as_the_pipeline_undoes_it():
         {"scaling_factor": 1.5, "shift_factor": None, "latents_mean": [0.1, -0.3, 2.0], "latents_std": [1.0, 2.0, 0.5]},
     ):
         vae = SimpleNamespace(config=Config(config), dtype=torch.float32, decode=lambda latents, return_dict: (latents,))
-        task = SimpleNamespace(vae=vae)
+        task = SimpleNamespace(vae=vae, denoiser=torch.nn.Identity())
         assert_close(LatentTextToImagePipeline.decode_latents(task, LatentTextToImageTask.normalise(task, z)), z)
