@@ -13,6 +13,7 @@ BIN     := $(VENV)/bin
 # One thread per test process: the processes already fill the cores, and the tests are small.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SPREAD  := -n $(WORKERS) --maxprocesses 8 --dist loadfile
+# Where single tests are long, they are dealt out one by one.
 PAGES   := -n $(WORKERS) --maxprocesses 8 --dist worksteal
 FAST    := not slow and not parity and not gpu and not docs
 CODE    := gen_pipelines tests $(wildcard benchmarks examples) setup.py
@@ -59,7 +60,7 @@ define lane
 endef
 
 slow: $(VENV)/.dev
-	$(call lane,slow and not gpu and not docs,$(SPREAD))
+	$(call lane,slow and not gpu and not docs,$(PAGES))
 
 parity: $(VENV)/.dev
 	$(call lane,parity and not gpu and not docs,$(SPREAD))

@@ -83,12 +83,14 @@ class Trainer:
         after_update: Callable[[dict[str, nn.Module], str], None] | None = None,
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 
         self.recipe, self.loop, self.phases, self.data = recipe, recipe.loop, phases, data
         self.output_dir, self.draw_samples = Path(output_dir), draw_samples
         self.initialize, self.after_update = initialize, after_update
         self.on_checkpoint: Callable[[Path], None] | None = None  # called on the main process with the folder of each checkpoint
+        AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             mixed_precision=self.loop.mixed_precision,

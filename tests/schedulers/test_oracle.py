@@ -38,7 +38,7 @@ FULL = {"lower_order_final": False}
 EVERY = {
     **{name: (cls, None) for name, cls in SCHEDULERS.items()},
     "ddim_inverse": (DDIMInverseScheduler, None),
-    "ddim eta 1": (Stochastic, Promise(order=1, exact_for_points=True)),
+    "ddim eta 1": (Stochastic, Promise(order=1, steps=200, exact_for_points=True)),  # noise at every step and first order: more steps
     # the last step but one of a shifted flow grid is three times the one before in lambda: extrapolation pays for it at 100 steps
     "dpm 3M": (dpm(solver_order=3), Promise(order=3, order_options=FULL, order_counts=(128, 256), exact_for_points=True, spread=0.06)),
     "dpm eps 2M": (dpm(algorithm_type="dpmsolver", final_sigmas_type="zero"), Promise(order=2, order_options=FULL, exact_for_points=True)),
@@ -69,7 +69,8 @@ def test_conformance(name):
 def test_everything_on_every_path_and_prediction(name):
     """The rest of the networks, a hundred other grids, and clusters; and variants of the solvers."""
     make, promise = EVERY[name]
-    report = check_scheduler(make, promise=promise, name=name)
+    checks = [c for c in CHECKS if not (name == "ddim eta 1" and c == "save and load")]  # a class of this file does not load by name
+    report = check_scheduler(make, checks=checks, promise=promise, name=name)
     report.raise_for_failures()
     assert not [row for row in report.rows if row.verdict == "refused"]
     assert name in ("consistency", "ddim_inverse") or {row.check for row in report.rows if row.passed} >= {"order", *LONG}
