@@ -257,11 +257,17 @@ def _mixture(subject: _Subject, name: str, network: Network, grid: dict[str, Any
     p = network.parameterization
     scheduler = subject.on(name, network, {**grid, **({"timestep_spacing": "trailing"} if p.path.name == "discrete_vp" else {})})
     scheduler.set_timesteps(subject.promise.steps)
-    x, _ = _drawn(subject, scheduler, MIXTURE.network(p))
+    x, noisy = _drawn(subject, scheduler, MIXTURE.network(p))
     errors = moment_errors(x, MIXTURE)
     share = MIXTURE.responsibilities(x.reshape(-1, 2)).mean(1)
     errors["shares"] = float((share - MIXTURE.weights).abs().max())
-    return errors, {**_within(subject.promise), "shares": 0.02}
+    allowed = {**_within(subject.promise), "shares": 0.02}
+    if noisy:  # which component a sample ends in is then a draw: four standard errors of the count, and of the mean that it moves
+        counting = 4 * (MIXTURE.weights * (1 - MIXTURE.weights) / len(x)).sqrt()
+        covariance = MIXTURE.moments()[1]
+        allowed["shares"] += float(counting.max())
+        allowed["mean"] += 4 * float((torch.diagonal(covariance).max() / len(x)).sqrt())
+    return errors, allowed
 
 
 def _linear(scheduler: Any, network: Callable[..., Tensor]) -> LinearLoop:

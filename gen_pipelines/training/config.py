@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class DataConfig:
         horizontal_flip: probability of mirroring a picture.
         shift: largest random translation, in pixels (the border colour is repeated).
         holdout: rows kept out of training, for validation; captions among them hold no word that training lacks.
+        group_captions: a regular expression. Rows whose captions are equal once what it matches is cut out are one group, and an epoch has
+            one row of each group: variants of one thing (skin tones, say) then do not crowd out what has a single caption.
         workers: processes that decode pictures; 0 decodes in the training process and keeps the decoded pictures.
         streaming: read the data set as a stream (too large for the disk).
     """
@@ -40,6 +43,7 @@ class DataConfig:
     horizontal_flip: float = 0.0
     shift: int = 0
     holdout: int = 0
+    group_captions: str | None = None
     workers: int = 0
     streaming: bool = False
 
@@ -49,6 +53,13 @@ class DataConfig:
         _require(0 <= self.horizontal_flip <= 1, "data.horizontal_flip", self.horizontal_flip, "a probability, 0 to 1")
         for name in ("shift", "holdout", "workers"):
             _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
+        if self.group_captions is not None:
+            _require(self.text_column is not None, "data.group_captions", self.group_captions, "given together with data.text_column")
+            _require(not self.streaming, "data.group_captions", self.group_captions, "left out for a streamed data set")
+            try:
+                re.compile(self.group_captions)
+            except re.error as error:
+                raise ValueError(f"data.group_captions: {self.group_captions!r} is no regular expression: {error}.") from None
         _require(not (self.streaming and self.holdout), "data.holdout", self.holdout, "0 for a streamed data set")
 
 

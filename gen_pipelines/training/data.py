@@ -119,6 +119,14 @@ def augment(picture: Tensor, horizontal_flip: float, shift: int, generator: torc
     return picture
 
 
+def caption_groups(captions: Sequence[str], pattern: str) -> list[list[int]]:
+    """Positions of the captions that are equal once what the regular expression `pattern` matches is cut out, one list per group."""
+    groups: dict[str, list[int]] = {}
+    for position, caption in enumerate(captions):
+        groups.setdefault(" ".join(re.sub(pattern, " ", caption).split()), []).append(position)
+    return list(groups.values())
+
+
 def known_words_holdout(captions: Sequence[str] | None, rows: int, count: int, seed: int) -> tuple[list[int], list[int]]:
     """Split row numbers into (training, validation) with `count` rows in the second.
 
@@ -237,11 +245,26 @@ class EndlessBatches(torch.utils.data.Sampler):
     """The batches of one rank, from micro-batch `start` on, without end: every epoch is a new permutation without its last partial batch.
 
     A micro-batch of the whole run has `batch_size * ranks` samples; rank r takes every `ranks`-th of them.
+
+    Args:
+        groups: items that are drawn as one (see `caption_groups`): an epoch has one of each group, chosen at random.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1, start: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        start: int = 0,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.groups = [np.asarray(group) for group in groups] if groups is not None else None
+        rows = rows if self.groups is None else len(self.groups)
         if batch_size * ranks > rows:
-            raise ValueError(f"a batch of {batch_size * ranks} samples from a data set of {rows}: lower loop.batch_size.")
+            what = "a data set" if self.groups is None else "groups (data.group_captions)"
+            raise ValueError(f"a batch of {batch_size * ranks} samples from {what} of {rows}: lower loop.batch_size.")
         self.rows, self.size, self.seed, self.rank, self.ranks, self.start = rows, batch_size, seed, rank, ranks, start
 
     @property
@@ -253,7 +276,10 @@ class EndlessBatches(torch.utils.data.Sampler):
         place = self.start
         while True:
             epoch, first = divmod(place, self.per_epoch)
-            order = np.random.default_rng(seed_of(self.seed, "permutation", 1, epoch)).permutation(self.rows)
+            generator = np.random.default_rng(seed_of(self.seed, "permutation", 1, epoch))
+            order = generator.permutation(self.rows)
+            if self.groups is not None:
+                order = np.array([generator.choice(self.groups[number]) for number in order])
             for batch in range(first, self.per_epoch):
                 whole = order[batch * self.size * self.ranks : (batch + 1) * self.size * self.ranks]
                 yield [(int(item), epoch) for item in whole[self.rank :: self.ranks]]
@@ -265,16 +291,19 @@ class CaptionNoise:
 
     With probability `word_dropout` one word is left out; with probability `pseudo_word` one word is replaced by an invented one made of
     pieces of two others. A network that has seen invented words learns that they say nothing, and draws something that fits the rest.
+    With probability `article` the caption begins with "a", "an" or "the", as people write who ask for one, where captions of data do not.
     With probability `drop` the caption is emptied, which trains the unconditional branch of classifier-free guidance
     (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
     """
 
-    def __init__(self, vocabulary: Sequence[str], drop: float = 0.1, word_dropout: float = 0.0, pseudo_word: float = 0.0) -> None:
-        for name, value in (("drop", drop), ("word_dropout", word_dropout), ("pseudo_word", pseudo_word)):
+    def __init__(
+        self, vocabulary: Sequence[str], drop: float = 0.1, word_dropout: float = 0.0, pseudo_word: float = 0.0, article: float = 0.0
+    ) -> None:
+        for name, value in (("drop", drop), ("word_dropout", word_dropout), ("pseudo_word", pseudo_word), ("article", article)):
             if not 0 <= value <= 1:
                 raise ValueError(f"caption {name}: a probability is between 0 and 1, got {value}.")
         self.vocabulary = sorted({word for caption in vocabulary for word in caption.split() if len(word) > 2})
-        self.drop, self.word_dropout, self.pseudo_word = drop, word_dropout, pseudo_word
+        self.drop, self.word_dropout, self.pseudo_word, self.article = drop, word_dropout, pseudo_word, article
 
     def __call__(self, caption: str, seed: int) -> str:
         source = random.Random(seed)
@@ -286,6 +315,8 @@ class CaptionNoise:
         if words and self.vocabulary and source.random() < self.pseudo_word:
             one, other = source.choice(self.vocabulary), source.choice(self.vocabulary)
             words[source.randrange(len(words))] = one[: math.ceil(len(one) / 2)][::-1] + other[len(other) // 2 :]
+        if words and self.article and source.random() < self.article:
+            words.insert(0, source.choice(("an" if words[0][0] in "aeiou" else "a", "the")))
         return " ".join(words)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .averages import Average
 from .config import OptimizerConfig, Recipe, to_dict
-from .data import EndlessBatches, collate, stream_batches
+from .data import EndlessBatches, caption_groups, collate, stream_batches
 from .objectives.base import ObjectiveOutput, Phase
 from .random import Generators, sample_generators
 from .state import checkpoints, environment, load_checkpoint, random_state, save_checkpoint, set_random_state
@@ -112,8 +112,11 @@ class Trainer:
                 f"{self.loop.gradient_accumulation_steps} accumulation steps; make it a multiple of {parts}."
             )
         self.micro_batch = self.loop.batch_size // parts
+        self._groups: list[list[int]] | None = None
+        if recipe.data.group_captions is not None:
+            self._groups = caption_groups(data.captions(), recipe.data.group_captions)
         if not recipe.data.streaming:  # the size is checked before any compute
-            EndlessBatches(len(data), self.micro_batch, recipe.seed, ranks=self.accelerator.num_processes)
+            EndlessBatches(len(data), self.micro_batch, recipe.seed, ranks=self.accelerator.num_processes, groups=self._groups)
 
         memory_format = torch.channels_last if self.loop.channels_last else torch.preserve_format
         device = self.accelerator.device
@@ -278,7 +281,9 @@ class Trainer:
             stream = stream_batches(self.data, self.recipe.data, self.micro_batch, self.recipe.seed + self.micro_steps, rank, ranks)
             yield from (collate(examples) for examples in stream)
             return
-        sampler = EndlessBatches(len(self.data), self.micro_batch, self.recipe.seed, rank, ranks, start=self.micro_steps)
+        sampler = EndlessBatches(
+            len(self.data), self.micro_batch, self.recipe.seed, rank, ranks, start=self.micro_steps, groups=self._groups
+        )
         workers = self.recipe.data.workers
         # a generator of its own: a loader would draw from the global one when it starts, and a resumed run starts one more
         own = torch.Generator().manual_seed(self.recipe.seed)

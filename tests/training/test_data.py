@@ -12,6 +12,7 @@ from gen_pipelines.training.data import (
     EndlessBatches,
     PictureData,
     augment,
+    caption_groups,
     captions_of,
     collate,
     known_words_holdout,
@@ -86,6 +87,34 @@ def test_batches_continue_from_any_place():
         assert list(itertools.islice(EndlessBatches(20, 4, seed=1, start=place), 15 - place)) == whole[place:]
     with pytest.raises(ValueError, match="a batch of 8 samples from a data set of 5"):
         EndlessBatches(5, 8, seed=0)
+
+
+def test_an_epoch_has_one_row_of_each_group_of_captions():
+    captions = ["cook dark skin tone", "apple", "cook light skin tone", "cook", "dark clouds", "pilot light skin tone"]
+    groups = caption_groups(captions, "(light|dark) skin tone")
+    assert groups == [[0, 2, 3], [1], [4], [5]]
+    batches = EndlessBatches(len(captions), 2, seed=0, groups=groups)
+    assert batches.per_epoch == 2
+    epochs = [[item for batch in pair for item, _ in batch] for pair in zip(*[itertools.islice(batches, 60)] * 2, strict=True)]
+    assert all(sorted(min(group) for group in groups for item in epoch if item in group) == [0, 1, 4, 5] for epoch in epochs)
+    assert {item for epoch in epochs for item in epoch} == set(range(6))  # every member has its turn
+    assert list(itertools.islice(EndlessBatches(6, 2, seed=0, start=7, groups=groups), 5)) == list(itertools.islice(batches, 12))[7:]
+    with pytest.raises(ValueError, match="group_captions"):
+        EndlessBatches(len(captions), 5, seed=0, groups=groups)
+
+
+def test_group_captions_is_a_regular_expression_over_captions():
+    with pytest.raises(ValueError, match="no regular expression"):
+        DataConfig(name="x", text_column="text", group_captions="(light")
+    with pytest.raises(ValueError, match="text_column"):
+        DataConfig(name="x", group_captions="light")
+
+
+def test_an_article_comes_before_the_caption():
+    noise = CaptionNoise(["apple"], drop=0.0, article=0.5)
+    found = collections.Counter(noise("apple", seed) for seed in range(400))
+    assert set(found) == {"apple", "an apple", "the apple"} and 150 < found["apple"] < 250
+    assert {noise("red apple", seed) for seed in range(40)} == {"red apple", "a red apple", "the red apple"}
 
 
 def test_a_sample_draws_the_same_noise_in_any_batch():

@@ -42,7 +42,7 @@ MODEL = {
     "default_num_inference_steps": 50,
     "default_guidance_scale": 7.5,
 }
-OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_caption": 0.1, "word_dropout": 0.0, "pseudo_word": 0.0}
+OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_caption": 0.1, "word_dropout": 0.0, "pseudo_word": 0.0, "article": 0.0}
 SAMPLE = {"pictures": 32, "steps": 24, "guidance": None}
 
 
@@ -95,7 +95,9 @@ class LatentTextToImageTask:
         self.text_encoder = build_text_encoder(model["text_encoder"], self.tokenizer)
         self.denoiser = build_network(model["denoiser"], "model.denoiser")
         self._check_sizes()
-        self.noise = CaptionNoise(self.captions, objective["drop_caption"], objective["word_dropout"], objective["pseudo_word"])
+        self.noise = CaptionNoise(
+            self.captions, objective["drop_caption"], objective["word_dropout"], objective["pseudo_word"], objective["article"]
+        )
         self.data: Any = pictures
         if model["cache_latents"]:
             self.data = LatentData(
