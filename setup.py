@@ -25,7 +25,8 @@ EXTRAS = {
     # Brings torchvision, whose version must match torch's: a mismatch breaks even the import of diffusers. Hence no core dependency.
     "open-clip": ["open-clip-torch>=3.0"],
     "train": ["datasets>=4.0", "tensorboard>=2.16"],
-    "eval": ["scipy>=1.11", "torchdiffeq>=0.2.4"],
+    # torch-fidelity: the standard Inception features; it needs a torchvision that fits torch, as open-clip does
+    "eval": ["scipy>=1.11", "torchdiffeq>=0.2.4", "torch-fidelity>=0.4"],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
 }
 EXTRAS["all"] = sorted(EXTRAS["open-clip"] + EXTRAS["train"] + EXTRAS["eval"])

@@ -41,6 +41,7 @@ _EXPORTS: dict[str, str] = {
     "NormalizingFlowModel": ".models.flows.base",
     "RealNVPModel": ".models.flows.realnvp",
     "LikelihoodResult": ".likelihood",
+    "ConvClassifier": ".models.classifiers.conv_classifier",
     "DCGANDiscriminator": ".models.gans.dcgan",
     "DCGANGenerator": ".models.gans.dcgan",
     "ResNetDiscriminator": ".models.gans.resnet_gan",

@@ -1,1 +1,1 @@
-"""Features, FID, KID, precision and recall, comparison of families. Empty so far."""
+"""What a model's pictures are worth: features, distances, coverage, likelihood, cost; and families compared under one protocol."""

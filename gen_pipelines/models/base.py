@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 
+from ..bundled import BUNDLED, bundled_path
 from ..hub.loading import LoadingError, as_loading_error, check_module, fetch_component
 from ..hub.push import PushMixin, strip_origin
 
@@ -23,7 +24,7 @@ class GenerativeModel(PushMixin, ModelMixin, ConfigMixin):
         """As diffusers' `ModelMixin.from_pretrained`, without pickles and without weights left at random; checked before it is built.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a Hub id.
+            pretrained_model_name_or_path: a folder, a Hub id, or "bundled:NAME".
             subfolder: where in it, for example the component's name in a pipeline.
             variant: taken where it is there, else the plain weights.
             kwargs: revision, token, cache_dir, dtype, device_map, low_cpu_mem_usage, ...: as in diffusers.
@@ -36,6 +37,8 @@ class GenerativeModel(PushMixin, ModelMixin, ConfigMixin):
                 f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors={kwargs['use_safetensors']!r}."
             )
         path, subfolder = str(pretrained_model_name_or_path), kwargs.pop("subfolder", None) or ""
+        if path.startswith(BUNDLED):
+            path = bundled_path(path.removeprefix(BUNDLED))
         hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         folder = Path(path, subfolder)
         if not folder.is_dir():

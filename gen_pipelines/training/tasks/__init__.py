@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "autoencoder": ".autoencoder:AutoencoderTask",
+    "classifier": ".classifier:ClassifierTask",
     "flow": ".flow:FlowTask",
     "vae": ".vae:VAETask",
     "vq_vae": ".vq_vae:VQVAETask",
