@@ -1,4 +1,7 @@
-"""`gen-pipelines edit IMAGE... --prompt TEXT`: redraw pictures, a masked part of them, or what lies beyond their frame."""
+"""`gen-pipelines edit IMAGE... --prompt TEXT`: redraw pictures, a masked part of them, or what lies beyond their frame.
+
+What it does with the styles of a GAN is in `styles.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gen_pipelines.cli import generate, pictures
+from gen_pipelines.cli import generate, pictures, styles
 from gen_pipelines.cli.main import Parser
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ def build_parser() -> Parser:
         '  gen-pipelines edit apple.png --prompt "a green apple" --strength 0.6\n'
         '  gen-pipelines edit apple.png --prompt "a red apple with a leaf" --mask leaf.png --num 4 --grid\n'
         '  gen-pipelines edit apple.png --prompt "a red apple" --expand 16 --size 64\n'
-        "  gen-pipelines edit a.png b.png --out redrawn/",
+        "  gen-pipelines edit a.png b.png --out redrawn/\n"
+        "  gen-pipelines edit --model runs/stylegan2 --style-mix --rows 1-4 --columns 5-10 --truncation 0.7 --out mixed.png\n"
+        "  gen-pipelines edit face.png --model runs/stylegan2 --project w+ --directions 5",
     )
     what = parser.add_argument_group("what to draw")
     what.add_argument("images", metavar="IMAGE", nargs="*", help="the pictures to edit; transparency becomes white")
@@ -50,8 +55,9 @@ def build_parser() -> Parser:
     generate.add_sampling(parser).add_argument(
         "--resample", metavar="R[xJ]", type=_resampling, help="with a mask or --expand: run stretches of J steps R times (RePaint; J 10)"
     )
+    styles.add_options(parser)
     generate.add_output(parser)
-    parser.set_defaults(temperature=None, truncation=None)  # of models that draw and do not edit
+    parser.set_defaults(temperature=None)  # of models that draw and do not edit
     return parser
 
 
@@ -93,6 +99,8 @@ class Edit:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked without a model, load it, draw this process's share, write it."""
+    if (which := styles.mode(args)) is not None:
+        return styles.run(args, which)
     settings = generate.choose_settings(args, {})
     edits = plan(args, settings["seed"])
     how = choose_edit(args)

@@ -123,6 +123,8 @@ class Picture:
 def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked without a model, load it, draw this process's share, write it."""
     known = pictures.read_settings(args.like) if args.like else {}
+    if "edit" in known:
+        raise ValueError(f"--like {args.like}: it was made by gen-pipelines edit --{known['edit']}, which makes it again")
     if "image" in known:
         raise ValueError(f"--like {args.like}: it was made of {known['image']} by gen-pipelines edit, which makes it again")
     if args.seeds is not None:

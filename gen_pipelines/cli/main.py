@@ -14,7 +14,7 @@ from gen_pipelines import __version__
 # verb -> (module, what --help says of it)
 VERBS: dict[str, tuple[str, str]] = {
     "generate": ("gen_pipelines.cli.generate", "draw pictures of prompts"),
-    "edit": ("gen_pipelines.cli.edit", "redraw pictures, parts of them, or beyond their frame"),
+    "edit": ("gen_pipelines.cli.edit", "redraw pictures or parts of them; mix, walk and project styles of a GAN"),
     "train": ("gen_pipelines.cli.train", "train a model from a recipe"),
     "push": ("gen_pipelines.cli.push", "upload a model to the Hub"),
     "info": ("gen_pipelines.cli.info", "say what a model, or a picture that we drew, is made of"),

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 # The text chunk that holds every setting as JSON. "Software" and "Description", which picture viewers show, are written beside it.
 CHUNK = "gen_pipelines"
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label", "image", "mask"), str
-    ),
+    **dict.fromkeys(("prompt", "negative_prompt", "model", "revision", "model_revision", "scheduler", "dtype", "class_label"), str),
+    **dict.fromkeys(("image", "mask", "edit"), str),
     **dict.fromkeys(("seed", "num", "num_inference_steps", "height", "width"), int),
     **dict.fromkeys(("guidance_scale", "temperature"), int | float),
     **dict.fromkeys(("prompts", "class_labels"), list),
@@ -75,8 +74,11 @@ def atomic(path: Path) -> Iterator[Path]:
         side.unlink(missing_ok=True)
 
 
-def write_picture(image: Image, path: Path, settings: dict[str, Any]) -> None:
-    """Write a PNG whose text chunks hold the settings that drew it; the file is there as a whole or not at all."""
+def write_picture(image: Image, path: Path, settings: dict[str, Any], **options: Any) -> None:
+    """Write a PNG whose text chunks hold the settings that drew it; the file is there as a whole or not at all.
+
+    `options` are Pillow's (those of an animation).
+    """
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
@@ -85,7 +87,7 @@ def write_picture(image: Image, path: Path, settings: dict[str, Any]) -> None:
     chunks.add_text("Software", f"gen_pipelines {settings['gen_pipelines_version']}")
     chunks.add_itxt(CHUNK, json.dumps(settings, ensure_ascii=False))
     with atomic(path) as side:
-        image.save(side, format="PNG", pnginfo=chunks)
+        image.save(side, format="PNG", pnginfo=chunks, **options)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -75,8 +75,7 @@ class GANPipeline(GenerativePipeline):
             ValueError, TypeError: arguments that do not fit; raised before anything is drawn.
         """
         count, labels = self.check_inputs(batch_size, class_labels, num_images_per_label, generator, latents, output_type)
-        if truncation is not None and not (math.isfinite(truncation) and truncation > 0):
-            raise ValueError(f"truncation must be a positive number of standard deviations, got {truncation}.")
+        self.check_truncation(truncation)
         labels = self.prepare_labels(labels, count, generator)
         latents = self.prepare_latents(count, generator, latents, truncation)
         if output_type == "latent":
@@ -86,25 +85,54 @@ class GANPipeline(GenerativePipeline):
 
     @torch.no_grad()
     def interpolate(
-        self, start: Tensor, end: Tensor, steps: int = 8, class_labels: int | None = None, output_type: str = "pil"
+        self,
+        start: Tensor,
+        end: Tensor,
+        steps: int = 8,
+        class_labels: int | None = None,
+        output_type: str = "pil",
+        truncation: float | None = None,
     ) -> list[Any] | Any:
-        """Pictures on the great circle between two noises (D,), both ends included (White 2016, section 2.1)."""
+        """Pictures on the great circle between two noises (D,), both ends included (White 2016, section 2.1).
+
+        `truncation`: the two ends are moved into the truncated normal first, as in a call.
+        """
         check_count("steps", steps, least=2)
+        self.check_truncation(truncation)
+        if truncation is not None:
+            start, end = truncated(torch.stack([start, end]), truncation)
         z = torch.stack([slerp(start, end, i / (steps - 1)) for i in range(steps)]).to(self._execution_device)
-        labels = self.prepare_labels(None if class_labels is None else [class_labels] * steps, steps, None)
+        labels = self.prepare_labels(None if class_labels is None else [class_labels], 1, None)
+        labels = None if labels is None else labels.expand(steps)  # one class for all
         return self.finish(self.crop(self.generator(z, labels).sample), output_type, True).images
 
     def walk(
-        self, frames: int = 60, stops: int = 4, generator: torch.Generator | None = None, class_labels: int | None = None
+        self,
+        frames: int = 60,
+        stops: int = 4,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        class_labels: int | None = None,
+        truncation: float | None = None,
     ) -> list[Any]:
-        """PIL pictures of a closed walk through `stops` noises, as many between each two: the last leads back to the first."""
+        """PIL pictures of a closed walk through `stops` noises, as many between each two: the last leads back to the first.
+
+        `sequences.strip` lays them side by side, `sequences.save_animation` writes them as an animation. `generator` may be one per stop;
+        `truncation` is as in a call.
+        """
         check_count("frames", frames)
         check_count("stops", stops, least=2)
+        if isinstance(generator, (list, tuple)) and len(generator) != stops:
+            raise ValueError(f"{len(generator)} generators for {stops} stops; give one, or one per stop.")
+        self.check_truncation(truncation)
+        first = [generator[0]] if isinstance(generator, (list, tuple)) else generator
+        labels = self.prepare_labels(None if class_labels is None else [class_labels], 1, first)
+        class_labels = None if labels is None else int(labels[0])  # one class for the whole walk
         z = self.prepare_latents(stops, generator, None, None)
         pictures: list[Any] = []
         for i in range(stops):
             share = frames * (i + 1) // stops - frames * i // stops
-            pictures += self.interpolate(z[i], z[(i + 1) % stops], share + 1, class_labels)[:share] if share else []
+            between = (z[i], z[(i + 1) % stops], share + 1, class_labels, "pil", truncation)
+            pictures += self.interpolate(*between)[:share] if share else []
         return pictures
 
     # ------------------------------------------------------------------------------------------------------------------------ the steps
@@ -137,6 +165,11 @@ class GANPipeline(GenerativePipeline):
             raise ValueError(f"output_type {output_type!r} is none of {', '.join(OUTPUTS)}.")
         return count, labels
 
+    def check_truncation(self, truncation: float | None) -> None:
+        """Raises ValueError for a truncation that this network's noise cannot have."""
+        if truncation is not None and not (math.isfinite(truncation) and truncation > 0):
+            raise ValueError(f"truncation must be a positive number of standard deviations, got {truncation}.")
+
     @property
     def picture_size(self) -> tuple[int, int]:
         """Height and width of the pictures that come out, in pixels."""
@@ -163,10 +196,7 @@ class GANPipeline(GenerativePipeline):
         if latents is None:
             generator = list(generator) if isinstance(generator, tuple) else generator
             latents = randn_tensor((count, self.latent_dim), generator=generator, device=self._execution_device, dtype=torch.float32)
-            if truncation is not None:  # the quantiles of the normal, moved into the truncated one: what drawing again converges to
-                limit = math.erf(truncation / math.sqrt(2))
-                uniform = torch.erf(latents.double() / math.sqrt(2)).clamp(-1 + 1e-12, 1 - 1e-12)
-                latents = (math.sqrt(2) * torch.erfinv(uniform * limit)).float()
+            latents = latents if truncation is None else truncated(latents, truncation)
         return latents.to(self._execution_device, self.generator.dtype)
 
     def crop(self, pictures: Tensor) -> Tensor:
@@ -178,6 +208,13 @@ class GANPipeline(GenerativePipeline):
         self.report_non_finite(pictures)
         images = pictures if output_type == "latent" else self.image_processor.postprocess(pictures.float(), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def truncated(z: Tensor, limit: float) -> Tensor:
+    """Normal noise of any shape moved into the normal truncated at +-limit, quantile by quantile: what drawing again converges to."""
+    share = math.erf(limit / math.sqrt(2))
+    uniform = torch.erf(z.double() / math.sqrt(2)).clamp(-1 + 1e-12, 1 - 1e-12)
+    return (math.sqrt(2) * torch.erfinv(uniform * share)).to(z.dtype)
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:

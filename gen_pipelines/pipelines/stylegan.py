@@ -65,8 +65,7 @@ class StyleGANPipeline(GANPipeline):
                 raise ValueError(f"styles have shape {tuple(styles.shape)}; give {wanted}.")
             batch_size, class_labels = len(styles), None
         count, labels = self.check_inputs(batch_size, class_labels, num_images_per_label, generator, latents, output_type)
-        if truncation is not None and not math.isfinite(truncation):
-            raise ValueError(f"truncation must be a finite number (1 for none, 0 for the average picture), got {truncation}.")
+        self.check_truncation(truncation)
         if styles is None:
             labels = self.prepare_labels(labels, count, generator)
             z = self.prepare_latents(count, generator, latents, None)
@@ -75,6 +74,11 @@ class StyleGANPipeline(GANPipeline):
         if output_type == "latent":
             return self.finish(styles, output_type, return_dict)
         return self.finish(self.crop(self.render(styles, noise, generator)), output_type, return_dict)
+
+    def check_truncation(self, truncation: float | None) -> None:
+        """Raises ValueError for a psi that is not finite."""
+        if truncation is not None and not math.isfinite(truncation):
+            raise ValueError(f"truncation must be a finite number (1 for none, 0 for the average picture), got {truncation}.")
 
     def render(self, styles: Tensor, noise: str = "const", generator: Any = None) -> Tensor:
         """Pictures (B, C, H, W) in about [-1, 1], of styles (B, num_ws, w_dim)."""
@@ -89,36 +93,53 @@ class StyleGANPipeline(GANPipeline):
 
     @torch.no_grad()
     def interpolate(
-        self, start: Tensor, end: Tensor, steps: int = 8, class_labels: int | None = None, output_type: str = "pil"
+        self,
+        start: Tensor,
+        end: Tensor,
+        steps: int = 8,
+        class_labels: int | None = None,
+        output_type: str = "pil",
+        truncation: float | None = None,
     ) -> list[Any] | Any:
-        """Pictures on the line between two styles (num_ws, w_dim), or between the styles of two noises (z_dim,), both ends included."""
+        """Pictures on the line between two styles (num_ws, w_dim), or between the styles of two noises (z_dim,), both ends included.
+
+        `truncation` is psi, as in a call.
+        """
         check_count("steps", steps, least=2)
+        self.check_truncation(truncation)
         ends = torch.stack([start, end]).to(self._execution_device)
         if ends.ndim == 2:
             ends = self.generator.map(ends, self.prepare_labels(None if class_labels is None else [class_labels] * 2, 2, None))
+        if truncation is not None:
+            ends = self.generator.mapping.truncate(ends, float(truncation))
         shares = torch.linspace(0, 1, steps, device=ends.device).view(-1, 1, 1)
         return self.finish(self.crop(self.render(torch.lerp(ends[:1], ends[1:], shares))), output_type, True).images
 
     @torch.no_grad()
-    def mix(self, rows: Tensor, columns: Tensor, layers: str | Sequence[int] = "coarse", noise: str = "const") -> Image.Image:
-        """Style mixing as one picture: the top row and left column show the sources, cell (i, j) row i with the layers of column j.
+    def mix(self, rows: Tensor, columns: Tensor, layers: str | Sequence[int] = "all", noise: str = "const") -> Image.Image:
+        """Style mixing as one picture: the top row and left column show the sources, a cell inside the mixture of its two.
 
         Args:
             rows, columns: styles (R, num_ws, w_dim) and (C, num_ws, w_dim), such as `pipe(4, output_type="latent").images`.
-            layers: which layers the columns give: "coarse" (4 to 8 pixels), "middle" (16 to 32), "fine" (64 and up, or the last third of a
-                network that has fewer), or their numbers.
+            layers: which layers the columns give, the rows giving the rest: "coarse" (4 to 8 pixels), "middle" (16 to 32), "fine" (64 and
+                up; thirds of the layers in a network that has fewer than ten), or their numbers; "all" shows the table of the coarse
+                ones, below it that of the middle and that of the fine ones.
 
         References: Karras et al. 2019, section 3.1 and figure 3
         """
-        chosen = self.layers(layers)
-        mixed = rows[:, None].repeat(1, len(columns), 1, 1)                                            # (R, C, L, D)
-        mixed[:, :, chosen] = columns[None, :, chosen]
-        pictures = [self.crop(self.render(styles, noise)) for styles in (rows, columns, mixed.flatten(0, 1))]
-        blank = torch.ones_like(pictures[1][:1])
-        cells = [blank, *pictures[1].split(1)]
-        for i in range(len(rows)):
-            cells += [pictures[0][i : i + 1], *pictures[2][i * len(columns) : (i + 1) * len(columns)].split(1)]
-        whole = torch.cat(cells).unflatten(0, (len(rows) + 1, len(columns) + 1))                       # (R + 1, C + 1, c, h, w)
+        tables = [self.layers(which) for which in (("coarse", "middle", "fine") if layers == "all" else (layers,))]
+        wanted = (self.generator.num_ws, self.generator.config.w_dim)
+        for name, styles in (("rows", rows), ("columns", columns)):
+            if styles.ndim != 3 or tuple(styles.shape[1:]) != wanted or not len(styles):
+                raise ValueError(f"{name}: styles have shape {tuple(styles.shape)}; give (at least 1, {wanted[0]}, {wanted[1]}).")
+        left, top = (self.crop(self.render(styles, noise)) for styles in (rows, columns))              # (R or C, c, h, w)
+        cells = [torch.ones_like(top[:1]), *top.split(1)]
+        for chosen in tables:
+            mixed = rows[:, None].repeat(1, len(columns), 1, 1)                                        # (R, C, L, D)
+            mixed[:, :, chosen] = columns[None, :, chosen]
+            for i, styles in enumerate(mixed):
+                cells += [left[i : i + 1], *self.crop(self.render(styles, noise)).split(1)]
+        whole = torch.cat(cells).unflatten(0, (len(tables) * len(rows) + 1, len(columns) + 1))         # (T R + 1, C + 1, c, h, w)
         whole = whole.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
         return self.image_processor.postprocess(whole[None].float())[0]
 

@@ -1,11 +1,14 @@
 """Pipelines of generators: drawing, truncation, walks, style mixing, projection, edits, and what bad input gets."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 import gen_pipelines
 from gen_pipelines import AutoPipeline, GANPipeline, StyleGANPipeline
+from gen_pipelines.pipelines.sequences import save_animation, strip
 
 
 def generators(*seeds):
@@ -92,6 +95,45 @@ def test_style_mixing_is_a_picture_of_rows_and_columns(style):
     assert style.layers("coarse") + style.layers("middle") + style.layers("fine") == list(range(style.generator.num_ws))
 
 
+def test_mixing_all_shows_the_three_tables_below_each_other(style):
+    rows, columns = (style(2, generator=generators(i, i + 2), output_type="latent").images for i in (0, 1))
+    whole = style.mix(rows, columns)
+    assert whole.size == (16 * 3, 16 * 7)
+    for i, which in enumerate(("coarse", "middle", "fine")):
+        table = style.mix(rows, columns, which)
+        assert whole.crop((0, 16 + 32 * i, 48, 48 + 32 * i)).tobytes() == table.crop((0, 16, 48, 48)).tobytes()
+
+
+def test_walks_with_truncation_pass_the_truncated_pictures(gan, style):
+    for pipe in (gan, style):
+        options = {"class_labels": 1} if pipe is gan else {}
+        frames = pipe.walk(4, 2, generators(1, 2), truncation=0.5, **options)
+        stop = pipe(1, generator=generators(2), truncation=0.5, **({"class_labels": [1]} if pipe is gan else {})).images[0]
+        assert np.abs(np.asarray(frames[2]).astype(int) - np.asarray(stop)).max() <= 1
+    with pytest.raises(ValueError, match="1 generators for 2 stops"):
+        style.walk(4, 2, generators(1))
+    with pytest.raises(ValueError, match="finite"):
+        style.walk(4, 2, truncation=float("nan"))
+
+
+def test_a_sequence_as_a_strip_and_as_an_animation(gan, tmp_path):
+    frames = gan.walk(6, 3, generators(1, 2, 3), class_labels=0)
+    whole = strip(frames, columns=4, gap=2)
+    assert whole.size == (4 * 16 - 2, 2 * 16 - 2)
+    assert whole.crop((16, 16, 30, 30)).tobytes() == frames[5].tobytes()
+    for name in ("walk.png", "walk.gif"):
+        save_animation(frames, tmp_path / name, frames_per_second=10)
+        with Image.open(tmp_path / name) as picture:
+            assert picture.n_frames == 6 and picture.size == (14, 14)
+    with Image.open(tmp_path / "walk.png") as picture:
+        picture.seek(3)
+        assert picture.convert("L").tobytes() == frames[3].tobytes() and picture.info["duration"] == 100
+    with pytest.raises(ValueError, match=r"walk.mp4 ends in none of .png"):
+        save_animation(frames, tmp_path / "walk.mp4")
+    with pytest.raises(ValueError, match="different sizes"):
+        strip([frames[0], frames[1].resize((4, 4))])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["w", "w+"])
 def test_projection_recovers_a_drawn_picture(style, space):
@@ -140,5 +182,7 @@ def test_bad_styles_are_named(style):
         style.project(torch.zeros(1, 16, 16))
     with pytest.raises(ValueError, match="none of coarse, middle, fine"):
         style.mix(torch.zeros(1, 6, 8), torch.zeros(1, 6, 8), "rough")
+    with pytest.raises(ValueError, match="columns: styles have shape"):
+        style.mix(torch.zeros(1, 6, 8), torch.zeros(1, 5, 8))
     with pytest.raises(ValueError, match="cropped evenly"):
         GANPipeline(style.generator, image_size=13)
