@@ -78,6 +78,7 @@ _EXPORTS: dict[str, str] = {
     "DenoisingObjective": ".training.objectives.denoising",
     "LikelihoodObjective": ".training.objectives.likelihood",
     "Trainer": ".training.trainer",
+    "convert": ".conversion.base",
 }
 
 # diffusers looks for these on the library recorded in model_index.json when it decides how a component is loaded

@@ -1,1 +1,41 @@
-"""Readers of foreign checkpoints, one file per format. Empty so far: the first converter goes here."""
+"""Foreign checkpoints, read as data and turned into pipelines: one file per format, one restricted reader, `convert`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import Format
+
+# name of a format -> (module, class); a module is imported when its format is asked for
+_FORMATS: dict[str, tuple[str, str]] = {
+    "stylegan2_ada": (".stylegan2_ada", "StyleGAN2Ada"),
+    "stylegan3": (".stylegan3", "StyleGAN3"),
+}
+
+
+class _Registry(Mapping):
+    def __getitem__(self, name: str) -> Format:
+        module, cls = _FORMATS[name]
+        return getattr(importlib.import_module(module, __name__), cls)()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FORMATS)
+
+    def __len__(self) -> int:
+        return len(_FORMATS)
+
+
+FORMATS: Mapping[str, Format] = _Registry()
+
+_HOME = {"convert": ".base", "Component": ".base", "Format": ".base", "Plan": ".base", "read": ".reader", "tensors": ".reader"}
+
+__all__ = ["FORMATS", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __name__), name)

@@ -432,7 +432,7 @@ def _check_fit(folder: Path, cls: type, config: Mapping[str, Any], file: Path, s
     numbers = sum(math.prod(entry["shape"]) for entry in stored.values())
     allowed = max(numbers, _FREE_NUMBERS)
     try:
-        model = _build_without_memory(cls, config, most_parameters=4 * len(stored) + 1000)
+        model = build_without_memory(cls, config, most_parameters=4 * len(stored) + 1000)
     except _TooLarge:
         raise LoadingError(
             f"{folder / 'config.json'} describes a {cls.__name__} of far more parameters than the {len(stored)} tensors in {file.name}; "
@@ -545,7 +545,7 @@ class _TooLarge(Exception):
     pass
 
 
-def _build_without_memory(cls: type, config: Mapping[str, Any], most_parameters: int) -> Any:
+def build_without_memory(cls: type, config: Mapping[str, Any], most_parameters: int) -> Any:
     """The network on the meta device: names and shapes, no numbers. `_TooLarge` as soon as it has more parameters than allowed."""
     import torch
     from torch.overrides import TorchFunctionMode

@@ -310,21 +310,29 @@ class _Epilogue(nn.Module):
     """(B, C, 4, 4) -> (B,) logits, or features that are projected on the class's vector."""
 
     def __init__(
-        self, channels: int, cmap_dim: int, group_size: int, picture_channels: int, architecture: str, clamp: float | None
+        self,
+        channels: int,
+        cmap_dim: int,
+        group_size: int | None,
+        std_channels: int,
+        picture_channels: int,
+        architecture: str,
+        clamp: float | None,
     ) -> None:
         super().__init__()
         self.group_size, self.cmap_dim, self.architecture = group_size, cmap_dim, architecture
+        self.std_channels = 0 if group_size == 1 else std_channels
         if architecture == "skip":
             self.fromrgb = EqualizedConv2d(picture_channels, channels, 1, activation="lrelu")
-        self.conv = EqualizedConv2d(channels + int(group_size > 1), channels, 3, activation="lrelu", clamp=clamp)
+        self.conv = EqualizedConv2d(channels + self.std_channels, channels, 3, activation="lrelu", clamp=clamp)
         self.fc = EqualizedLinear(channels * 16, channels, activation="lrelu")
         self.out = EqualizedLinear(channels, cmap_dim or 1)
 
     def forward(self, x: Tensor, picture: Tensor | None, cmap: Tensor | None) -> Tensor:
         if self.architecture == "skip":
             x = x + self.fromrgb(picture)
-        if self.group_size > 1:
-            x = minibatch_std(x, self.group_size)
+        if self.std_channels:
+            x = minibatch_std(x, self.group_size or len(x), self.std_channels)
         x = self.out(self.fc(self.conv(x).flatten(1)).float())                                         # (B, cmap_dim or 1)
         return x.squeeze(1) if cmap is None else (x * cmap).sum(1) / math.sqrt(self.cmap_dim)
 
@@ -334,7 +342,9 @@ class StyleGAN2Discriminator(GenerativeModel):
 
     Args:
         architecture: "resnet", "skip" or "orig".
-        mbstd_group_size: pictures in a group of the minibatch deviation; 1 turns it off.
+        mbstd_group_size: pictures in a group of the minibatch deviation, None for the whole batch; 1 turns it off.
+        mbstd_num_channels: channels of it, each from a share of the features; 0 turns it off.
+        cmap_dim: dimensions of the class's vector; as many as the features have by default.
         the rest: as in `StyleGAN2Generator`; `num_mapping_layers` is of the mapping of classes.
     """
 
@@ -347,10 +357,12 @@ class StyleGAN2Discriminator(GenerativeModel):
         channel_base: int = 16384,
         channel_max: int = 512,
         architecture: str = "resnet",
-        mbstd_group_size: int = 4,
+        mbstd_group_size: int | None = 4,
         num_mapping_layers: int = 8,
         resample_taps: tuple[float, ...] = (1, 3, 3, 1),
         conv_clamp: float | None = None,
+        mbstd_num_channels: int = 1,
+        cmap_dim: int | None = None,
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
@@ -363,8 +375,8 @@ class StyleGAN2Discriminator(GenerativeModel):
                 incoming, channels[size], channels[size // 2], in_channels, architecture, tuple(resample_taps), conv_clamp
             )
             setattr(self, f"b{size}", block)
-        cmap_dim = 0 if num_classes is None else channels[4]
-        self.b4 = _Epilogue(channels[4], cmap_dim, mbstd_group_size, in_channels, architecture, conv_clamp)
+        cmap_dim = 0 if num_classes is None else cmap_dim or channels[4]
+        self.b4 = _Epilogue(channels[4], cmap_dim, mbstd_group_size, mbstd_num_channels, in_channels, architecture, conv_clamp)
         if num_classes is not None:
             self.mapping = MappingNetwork(0, num_classes, cmap_dim, num_mapping_layers, w_avg_beta=None)
 

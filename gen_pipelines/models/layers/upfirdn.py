@@ -15,7 +15,9 @@ def fir_filter(taps: Sequence[float] | Tensor = (1, 3, 3, 1)) -> Tensor:
     Raises:
         ValueError: the taps are of other dimensions, or sum to zero.
     """
-    taps = torch.as_tensor(taps, dtype=torch.float32)
+    if not isinstance(taps, Tensor):
+        taps = torch.tensor(taps, dtype=torch.float32, device="cpu")  # never on the meta device, whose numbers cannot be checked
+    taps = taps.float()
     if taps.ndim == 1:
         taps = torch.outer(taps, taps)
     if taps.ndim != 2 or not taps.sum():
