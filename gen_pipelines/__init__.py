@@ -34,6 +34,7 @@ _EXPORTS: dict[str, str] = {
     "VAEModel": ".models.autoencoders.vae",
     "VQVAEModel": ".models.autoencoders.vq_vae",
     "PixelCNNPrior": ".models.priors.pixel_cnn",
+    "PixelSNAILPrior": ".models.priors.pixel_snail",
     "TransformerPrior": ".models.priors.transformer",
     "OpenCLIPTextEncoder": ".models.text_encoders.open_clip",
     "OpenCLIPTokenizer": ".models.text_encoders.open_clip",

@@ -88,12 +88,19 @@ def test_a_decoders_output_becomes_a_distribution_whose_samples_have_its_mean(li
         assert_close((drawn + 1) * 127.5, ((drawn + 1) * 127.5).round(), atol=1e-4, rtol=0)
 
 
+def test_a_bounded_mean_is_the_grey_value_of_a_sigmoid():
+    output = random(3, 2, 4, 4)
+    p = pixels(output, "gaussian", 2, log_scale=torch.zeros(2, 1, 1), bounded_mean=True)
+    assert_close((p.mean + 1) / 2, torch.sigmoid(output))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (("poisson", "shared", 1), "none of bernoulli, gaussian, discretized_logistic"),
         (("gaussian", "learned", 1), "none of shared, per_pixel"),
         (("bernoulli", "shared", 2), "num_components 2"),
+        (("discretized_logistic", "shared", 1, True), "bounded_mean: for the likelihood gaussian"),
     ],
 )
 def test_unknown_choices_are_errors(settings, message):

@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gen_pipelines import PixelCNNPrior, TransformerPrior
+from gen_pipelines import PixelCNNPrior, PixelSNAILPrior, TransformerPrior
 
 PRIORS = {
     "transformer": (TransformerPrior, {"width": 16, "num_layers": 2, "num_heads": 2}),
     "pixel_cnn": (PixelCNNPrior, {"width": 8, "num_layers": 4, "attention_every": 2, "num_heads": 2}),
     "pixel_cnn_wide": (PixelCNNPrior, {"width": 8, "num_layers": 2, "attention_every": 0, "kernel_size": 5}),
-}
+    "pixel_snail": (
+        PixelSNAILPrior,
+        {"width": 8, "residual_channels": 6, "num_blocks": 2, "layers_per_block": 1, "num_heads": 2, "condition_channels": 4,
+         "condition_layers": 1, "out_layers": 1},
+    ),
+    "pixel_snail_without_attention": (
+        PixelSNAILPrior,
+        {"width": 8, "residual_channels": 6, "num_blocks": 2, "layers_per_block": 2, "attention": False,
+         "condition_channels": 4, "condition_layers": 1},
+    ),
+}  # fmt: skip
 SHAPE, CODES = (4, 6), 7
 
 
@@ -111,6 +121,9 @@ def test_a_temperature_below_one_makes_codes_likelier():
         (lambda m: make("transformer", num_classes=None)(codes(), LABELS, [ABOVE]), "knows no classes"),
         (lambda m: make("transformer", width=15), "width 15 is not a multiple of num_heads 2"),
         (lambda m: make("pixel_cnn", kernel_size=4), "kernel_size 4"),
+        (lambda m: make("pixel_snail", kernel_size=4), "kernel_size 4"),
+        (lambda m: make("pixel_snail", width=10), "half of width 10 is not a multiple of num_heads 2"),
+        (lambda m: make("pixel_snail", condition_shapes=[[3, 3]]), "does not divide it"),
         (lambda m: make("transformer", condition_shapes=[[3, 3]]), "does not divide it"),
     ],
 )

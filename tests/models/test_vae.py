@@ -12,6 +12,7 @@ HALVES = {
     "padded": {"sample_size": (10, 14), "in_channels": 3, "block_out_channels": (8, 8), "latent_dim": 4, "num_components": 2},
     "mlp": {**MLP, "sample_size": (1, 2), "latent_dim": 2, "likelihood": "bernoulli"},
     "mixed": {**MLP, "encoder_type": "conv", "sample_size": 8, "block_out_channels": (8,), "likelihood": "gaussian", "scale": "shared"},
+    "bounded": {**MLP, "sample_size": 4, "latent_dim": 2, "likelihood": "gaussian", "scale": "shared", "bounded_mean": True},
 }
 
 

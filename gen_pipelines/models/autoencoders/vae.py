@@ -73,6 +73,7 @@ class VAEModel(GenerativeModel):
         num_components: logistics in the mixture for each value.
         num_bits: pictures have 2^num_bits levels.
         min_log_scale: scales below e to this power count as this.
+        bounded_mean: of the Gaussian: its mean is 2 sigmoid(output) - 1 in place of the output.
         committed_rate: nats of delta-VAE: the posterior cannot say less than this, whatever is learned. Every dimension has the KL
             divergence of at least committed_rate / d from the prior, its mean being moved away from 0 by as much as its variance lacks.
 
@@ -102,6 +103,7 @@ class VAEModel(GenerativeModel):
         num_bits: int = 8,
         min_log_scale: float = -7.0,
         committed_rate: float = 0.0,
+        bounded_mean: bool = False,
     ) -> None:
         super().__init__()
         self.height, self.width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
@@ -114,7 +116,7 @@ class VAEModel(GenerativeModel):
             raise ValueError(f"VAEModel: committed_rate {committed_rate} is not allowed; give 0 (none) or more nats.")
         if not 1 <= num_bits <= 8:
             raise ValueError(f"VAEModel: num_bits {num_bits} is not allowed; give 1 to 8.")
-        out_channels = in_channels * parameters_per_value(likelihood, scale, num_components)
+        out_channels = in_channels * parameters_per_value(likelihood, scale, num_components, bounded_mean)
         if encoder_type == "conv":
             self.encoder, shape = _conv_encoder((self.height, self.width), in_channels, block_out_channels, layers_per_block)
             self.to_moments = nn.Linear(shape[0] * shape[1] * shape[2], 2 * latent_dim)
@@ -165,10 +167,9 @@ class VAEModel(GenerativeModel):
         else:
             output = self.decoder(h).view(len(h), -1, self.height, self.width)                         # (N, P C, H, W)
         c = self.config
-        described = pixels(
-            output.unflatten(0, leading), c.likelihood, c.in_channels, c.num_components, c.num_bits, self.log_scale, c.min_log_scale
-        )
-        return VAEDecoderOutput(described)
+        output = output.unflatten(0, leading)
+        settings = (c.likelihood, c.in_channels, c.num_components, c.num_bits, self.log_scale, c.min_log_scale, c.bounded_mean)
+        return VAEDecoderOutput(pixels(output, *settings))
 
     def forward(self, x: Tensor, num_samples: int = 1, generator: Generators = None, noise: Tensor | None = None) -> VAEOutput:
         """Encodes pictures, draws latents and decodes them.

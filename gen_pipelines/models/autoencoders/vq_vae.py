@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,10 +14,12 @@ from torch.nn import functional as F
 
 from ..base import GenerativeModel
 from ..layers.codebook import VectorQuantizer
-from ..layers.convolutional import ConvDecoder, ConvEncoder, padding_to_multiple
+from ..layers.convolutional import CompactDecoder, CompactEncoder, ConvDecoder, ConvEncoder, padding_to_multiple
 from ..layers.distributions import Pixels, parameters_per_value, pixels
 
 __all__ = ["ConfigMixin", "ModelMixin", "VQVAEDecoderOutput", "VQVAEEncoderOutput", "VQVAEModel", "VQVAEOutput"]
+
+NETWORKS = ("staged", "compact", "mlp")
 
 
 @dataclass
@@ -69,7 +72,12 @@ class VQVAEModel(GenerativeModel):
         hidden_channels, layers_per_block, residual_channels: of the convolutions and their residual blocks.
         num_embeddings, embedding_dim: K and d, the same on every level.
         codebook_update, decay, beta, revive_below: as in `VectorQuantizer`.
-        likelihood, scale, num_components, num_bits, min_log_scale: of the decoder, as in `VAEModel`.
+        likelihood, scale, num_components, num_bits, min_log_scale, bounded_mean: of the decoder, as in `VAEModel`.
+        network: "staged" (residual blocks at every size), "compact" (the papers': all residual blocks at the smallest size of a level, see
+            `CompactEncoder`) or "mlp" (fully connected, with ReLU; one level, and no `downsample_factors`).
+        hidden_sizes, num_positions: of "mlp": its layers from the picture to the codes, and how many codes there are; they are laid out as
+            one row, (B, 1, num_positions).
+        rectified_skip: of the residual blocks of "compact", see `ResidualBlock`.
 
     References: van den Oord et al. 2017, https://arxiv.org/abs/1711.00937; Razavi et al. 2019, https://arxiv.org/abs/1906.00446
     """
@@ -96,17 +104,52 @@ class VQVAEModel(GenerativeModel):
         num_components: int = 1,
         num_bits: int = 8,
         min_log_scale: float = -7.0,
+        bounded_mean: bool = False,
+        network: str = "staged",
+        hidden_sizes: Sequence[int] = (512,),
+        num_positions: int = 16,
+        rectified_skip: bool = False,
     ) -> None:
         super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"VQVAEModel: network {network!r} is none of {', '.join(NETWORKS)}.")
         self.height, self.width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         factors = list(downsample_factors)
         if not 1 <= len(factors) <= 3 or any(f < 2 or f & (f - 1) for f in factors):
             raise ValueError(f"VQVAEModel: downsample_factors are one to three powers of two from 2 on, got {factors}.")
+        if network == "mlp" and (not hidden_sizes or num_positions < 1):
+            raise ValueError(f"VQVAEModel: the network mlp needs hidden_sizes and num_positions, got {hidden_sizes} and {num_positions}.")
         if not 1 <= num_bits <= 8:
             raise ValueError(f"VQVAEModel: num_bits {num_bits} is not allowed; give 1 to 8.")
-        halvings = [f.bit_length() - 1 for f in factors]
-        width, d, levels = hidden_channels, embedding_dim, len(factors)
-        block = {"layers_per_block": layers_per_block, "residual_channels": residual_channels}
+        out_channels = in_channels * parameters_per_value(likelihood, scale, num_components, bounded_mean)
+        quantizer = lambda: VectorQuantizer(num_embeddings, embedding_dim, codebook_update, decay, beta, revive_below)
+        if network == "mlp":
+            sizes, values = [in_channels * self.height * self.width, *hidden_sizes], num_positions * embedding_dim
+            self.encoders = nn.ModuleList([_mlp(sizes)])
+            self.before_codes = nn.ModuleList([nn.Linear(sizes[-1], values)])
+            self.quantizers = nn.ModuleList([quantizer()])
+            self.from_codes = _mlp([values, *list(hidden_sizes)[::-1]])
+            self.decoder = nn.Linear(hidden_sizes[0], out_channels * self.height * self.width)
+        else:
+            blocks = {"residual_channels": residual_channels, "rectified_skip": rectified_skip}
+            self._add_convolutions(network, hidden_channels, embedding_dim, out_channels, quantizer, layers_per_block, blocks)
+        self.log_scale = None
+        if scale == "shared" and likelihood != "bernoulli":
+            self.log_scale = nn.Parameter(torch.full((in_channels, 1, 1), -1.5))
+
+    def _add_convolutions(
+        self, network: str, width: int, d: int, out_channels: int, quantizer: Callable[[], nn.Module], depth: int, blocks: dict[str, Any]
+    ) -> None:
+        halvings = [f.bit_length() - 1 for f in self.config.downsample_factors]
+        levels = len(halvings)
+        if network == "compact":
+            encoder = lambda inputs, count: CompactEncoder(inputs, width, count, depth, **blocks)
+            decoder = lambda inputs, count, outputs: CompactDecoder(inputs, width, outputs, count, depth, **blocks)
+            grown = lambda f: nn.ConvTranspose2d(d, d, 2 * f, stride=f, padding=f // 2)
+        else:
+            encoder = lambda inputs, count: ConvEncoder(inputs, [width] * count, depth, blocks["residual_channels"])
+            decoder = lambda inputs, count, outputs: ConvDecoder(inputs, [width] * count, outputs, depth, blocks["residual_channels"])
+            grown = lambda f: nn.ConvTranspose2d(d, d, f, stride=f)
         # numbered from the bottom up
         self.encoders = nn.ModuleList()
         self.upsamplers = nn.ModuleList()  # what is above a level, at the size of that level
@@ -116,23 +159,21 @@ class VQVAEModel(GenerativeModel):
         grow = 0
         for level, count in enumerate(halvings):
             above = level + 1 < levels
-            self.encoders.append(ConvEncoder(in_channels if level == 0 else width, [width] * count, **block))
+            self.encoders.append(encoder(self.config.in_channels if level == 0 else width, count))
             if above:
-                self.upsamplers.append(ConvDecoder(d, [width] * halvings[level + 1], d, **block))
+                self.upsamplers.append(decoder(d, halvings[level + 1], d))
             self.before_codes.append(nn.Conv2d(width + (d if above else 0), d, 1))
-            self.quantizers.append(VectorQuantizer(num_embeddings, d, codebook_update, decay, beta, revive_below))
+            self.quantizers.append(quantizer())
             if level > 0:
                 grow += count
-                self.to_bottom.append(nn.ConvTranspose2d(d, d, 2**grow, stride=2**grow))
-        out_channels = in_channels * parameters_per_value(likelihood, scale, num_components)
-        self.decoder = ConvDecoder(levels * d, [width] * halvings[0], out_channels, **block)
-        self.log_scale = None
-        if scale == "shared" and likelihood != "bernoulli":
-            self.log_scale = nn.Parameter(torch.full((in_channels, 1, 1), -1.5))
+                self.to_bottom.append(grown(2**grow))
+        self.decoder = decoder(levels * d, halvings[0], out_channels)
 
     @property
     def code_shapes(self) -> list[tuple[int, int]]:
         """Height and width of the codes of every level, from the top down."""
+        if self.config.network == "mlp":
+            return [(1, self.config.num_positions)]
         shapes, factor = [], 1
         for one in self.config.downsample_factors:
             factor *= one
@@ -166,13 +207,17 @@ class VQVAEModel(GenerativeModel):
 
     def decode(self, quantized: Sequence[Tensor]) -> VQVAEDecoderOutput:
         """p(x | codes) for the codes' vectors, (B, d, h, w) of every level from the top down."""
-        upward = list(quantized)[::-1]
-        parts = [upward[0], *(grow(q) for grow, q in zip(self.to_bottom, upward[1:], strict=True))]
-        output = self.decoder(torch.cat([part.to(self.dtype) for part in parts], 1))                   # (B, P C, H', W')
-        padding, c = padding_to_multiple(self.height, self.width, self._factor), self.config
-        output = output[:, :, padding[2] : padding[2] + self.height, padding[0] : padding[0] + self.width]
-        described = pixels(output, c.likelihood, c.in_channels, c.num_components, c.num_bits, self.log_scale, c.min_log_scale)
-        return VQVAEDecoderOutput(described)
+        c, upward = self.config, list(quantized)[::-1]
+        if c.network == "mlp":
+            output = self.decoder(self.from_codes(upward[0].to(self.dtype).flatten(1)))
+            output = output.view(len(output), -1, self.height, self.width)                             # (B, P C, H, W)
+        else:
+            parts = [upward[0], *(grow(q) for grow, q in zip(self.to_bottom, upward[1:], strict=True))]
+            output = self.decoder(torch.cat([part.to(self.dtype) for part in parts], 1))               # (B, P C, H', W')
+            padding = padding_to_multiple(self.height, self.width, self._factor)
+            output = output[:, :, padding[2] : padding[2] + self.height, padding[0] : padding[0] + self.width]
+        settings = (c.likelihood, c.in_channels, c.num_components, c.num_bits, self.log_scale, c.min_log_scale, c.bounded_mean)
+        return VQVAEDecoderOutput(pixels(output, *settings))
 
     def decode_codes(self, codes: Sequence[Tensor]) -> VQVAEDecoderOutput:
         """p(x | codes) for codes (B, h, w) of every level from the top down.
@@ -207,7 +252,10 @@ class VQVAEModel(GenerativeModel):
         wanted = (self.config.in_channels, self.height, self.width)
         if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
             raise ValueError(f"VQVAEModel: pictures of shape (B, {wanted[0]}, {wanted[1]}, {wanted[2]}) are needed, got {tuple(x.shape)}.")
-        h = F.pad(x.to(self.decoder.conv_out.weight.dtype), padding_to_multiple(self.height, self.width, self._factor), value=-1.0)
+        h = x.to(self.before_codes[0].weight.dtype)
+        if self.config.network == "mlp":
+            return [self.encoders[0]((h.flatten(1) + 1) / 2)]                                          # (B, hidden); black is zero
+        h = F.pad(h, padding_to_multiple(self.height, self.width, self._factor), value=-1.0)
         features = []
         for encoder in self.encoders:
             h = encoder(h)                                                                             # (B, width, h, w)
@@ -217,6 +265,15 @@ class VQVAEModel(GenerativeModel):
     def _vectors(self, level: int, features: list[Tensor], above: Tensor | None) -> Tensor:
         """What is quantised at a level: what it sees, and what is already said above it."""
         h = features[level]
+        if self.config.network == "mlp":
+            return self.before_codes[0](h).view(len(h), self.config.embedding_dim, 1, self.config.num_positions)
         if above is not None:
             h = torch.cat([h, self.upsamplers[level](above.to(h.dtype))], 1)
         return self.before_codes[level](h)                                                             # (B, d, h, w)
+
+
+def _mlp(sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes, sizes[1:]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers)

@@ -163,11 +163,13 @@ class ConditionalGaussian(nn.Module):
     References: Kingma and Dhariwal 2018, section 3.3 and its code ("split2d"); Dinh et al. 2017, section 3.6 (without the condition)
     """
 
-    def __init__(self, condition_channels: int, channels: int, num_class_labels: int | None = None) -> None:
+    def __init__(
+        self, condition_channels: int, channels: int, num_class_labels: int | None = None, edge_value: float = 0.0
+    ) -> None:
         super().__init__()
         from .coupling import ScaledConv2d
 
-        self.condition = ScaledConv2d(condition_channels, 2 * channels)
+        self.condition = ScaledConv2d(condition_channels, 2 * channels, edge_value)
         self.label = _zero_embedding(num_class_labels, 2 * channels)
 
     def moments(self, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,16 @@ SCALES = ("sigmoid", "tanh")
 class ScaledConv2d(nn.Conv2d):
     """A 3 x 3 convolution that starts at zero, its output times exp(3 gain) for each channel: it learns slowly first, then freely.
 
+    Args:
+        in_channels, out_channels: widths.
+        edge_value: what every channel of x counts as around the picture; another one than 0 tells the convolution where the edge is.
+
     References: Kingma and Dhariwal 2018, section 3.3 and its code's "zeros" initialisation, https://arxiv.org/abs/1807.03039
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, edge_value: float = 0.0) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=0 if edge_value else 1)
+        self.edge_value = edge_value
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         self.gain = nn.Parameter(torch.zeros(out_channels))
@@ -27,6 +32,8 @@ class ScaledConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in, H, W). Returns: (B, out, H, W)."""
         weight, bias = self._scaled.get((self.weight, self.gain, self.bias), self._scale)
+        if self.edge_value:
+            x = nn.functional.pad(x, (1, 1, 1, 1), value=self.edge_value)                             # (B, in, H + 2, W + 2)
         return self._conv_forward(x, weight, bias)
 
     def _scale(self) -> tuple[Tensor, Tensor]:
@@ -42,6 +49,7 @@ class CouplingNetwork(nn.Module):
         num_blocks: 0 for Glow's body, one 1 x 1 convolution; else that many residual blocks of a 3 x 3 and a 1 x 1 convolution.
         size: height and width for a learned bias at every place, which tells the network where it is; None for none.
         context_channels: channels of a second input that is concatenated to the first.
+        edge_value: of the last convolution.
 
     References: Kingma and Dhariwal 2018, section 3.3; Dinh et al. 2017, section 4.1 (residual blocks)
     """
@@ -54,6 +62,7 @@ class CouplingNetwork(nn.Module):
         num_blocks: int = 0,
         size: tuple[int, int] | None = None,
         context_channels: int = 0,
+        edge_value: float = 0.0,
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(in_channels + context_channels, hidden_channels, 3, padding=1)
@@ -71,7 +80,7 @@ class CouplingNetwork(nn.Module):
                 for _ in range(num_blocks)
             )
         self.residual = num_blocks > 0
-        self.last = ScaledConv2d(hidden_channels, out_channels)
+        self.last = ScaledConv2d(hidden_channels, out_channels, edge_value)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (B, in, H, W). Returns: (B, out, H, W), in the dtype of x or better."""

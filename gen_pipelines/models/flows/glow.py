@@ -118,6 +118,7 @@ class GlowModel(NormalizingFlowModel):
         dequantization: "uniform", or "variational" for a learned one, which is trained along.
         num_bits: the pictures' levels are cut to 2^num_bits (the paper shows 5-bit pictures; likelihoods are of 8).
         reversible: train with memory that does not grow with K.
+        edge_value: what the convolutions that start at zero see around the picture: 0, or 1 as some implementations have it.
 
     References: Kingma and Dhariwal 2018, "Glow", https://arxiv.org/abs/1807.03039
     """
@@ -140,6 +141,7 @@ class GlowModel(NormalizingFlowModel):
         dequantization: str = "uniform",
         num_bits: int = 8,
         reversible: bool = False,
+        edge_value: float = 0.0,
     ) -> None:
         super().__init__()
         self._set_up(in_channels, sample_size, num_levels, num_bits, pre_transform, logit_alpha, dequantization, num_class_labels)
@@ -150,11 +152,13 @@ class GlowModel(NormalizingFlowModel):
             channels, height, width = 4 * channels, height // 2, width // 2
             place = (height, width) if place_bias else None
             outputs = channels if coupling == "affine" else channels // 2
-            network = lambda: CouplingNetwork(channels // 2, outputs, hidden[level], num_blocks, place)  # noqa: B023
+            network = lambda: CouplingNetwork(
+                channels // 2, outputs, hidden[level], num_blocks, place, edge_value=edge_value  # noqa: B023
+            )
             self.levels.append(GlowLevel([GlowStep(channels, network(), coupling) for _ in range(steps[level])], reversible))
             if split and level + 1 < num_levels:
                 channels //= 2
-                self.priors.append(ConditionalGaussian(channels, channels, num_class_labels))
+                self.priors.append(ConditionalGaussian(channels, channels, num_class_labels, edge_value))
         self.top = LearnedGaussian((channels, height, width), num_class_labels)
 
     @property

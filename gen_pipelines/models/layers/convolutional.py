@@ -11,10 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv3x3(relu(x)))), the identity at the start. van den Oord et al. 2017, section 4.1."""
+    """x + conv1x1(relu(conv3x3(relu(x)))), the identity at the start. van den Oord et al. 2017, section 4.1.
 
-    def __init__(self, channels: int, hidden_channels: int) -> None:
+    Args:
+        channels, hidden_channels: outside and inside.
+        rectified_skip: what is added to is relu(x) in place of x, as where the first activation overwrites its input.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, rectified_skip: bool = False) -> None:
         super().__init__()
+        self.rectified_skip = rectified_skip
         self.conv_in = nn.Conv2d(channels, hidden_channels, 3, padding=1)
         self.conv_out = nn.Conv2d(hidden_channels, channels, 1)
         nn.init.zeros_(self.conv_out.weight)
@@ -22,7 +28,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return x + self.conv_out(F.relu(self.conv_in(F.relu(x))))
+        h = F.relu(x)
+        return (h if self.rectified_skip else x) + self.conv_out(F.relu(self.conv_in(h)))
 
 
 class _Halves(nn.Module):
@@ -96,6 +103,72 @@ class ConvDecoder(_Halves):
         for block in self.blocks:
             x = self._run(block, x)
         return self.conv_out(F.relu(x))
+
+
+class CompactEncoder(_Halves):
+    """Halves height and width `halvings` times by convolutions alone; all residual blocks are at the smallest size.
+
+    Args:
+        in_channels: of the input.
+        channels: of the output, and between; the first convolution, at the largest size, has half as many.
+        halvings: 1 or more.
+        num_blocks, residual_channels: residual blocks, and channels inside them.
+        rectified_skip: of the residual blocks.
+
+    References: van den Oord et al. 2017, section 4.1, https://arxiv.org/abs/1711.00937
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, halvings: int, num_blocks: int, residual_channels: int, rectified_skip: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, channels // 2, *[channels] * (halvings - 1)]
+        self.halve = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+        self.conv = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, residual_channels, rectified_skip) for _ in range(num_blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, H / f, W / f), f = 2^halvings."""
+        for conv in self.halve:
+            x = F.relu(conv(x))
+        x = self.conv(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return F.relu(x)
+
+
+class CompactDecoder(_Halves):
+    """The mirror of `CompactEncoder`; its last transposed convolution gives the output.
+
+    Args:
+        in_channels, out_channels: of input and output.
+        channels, halvings, num_blocks, residual_channels, rectified_skip: as in the encoder; height and width double `halvings` times.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        out_channels: int,
+        halvings: int,
+        num_blocks: int,
+        residual_channels: int,
+        rectified_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [*[channels] * (halvings - 1), channels // 2, out_channels] if halvings > 1 else [channels, out_channels]
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels, residual_channels, rectified_skip) for _ in range(num_blocks))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c, h, w) to (B, C, f h, f w), f = 2^halvings."""
+        x = self.conv(x)
+        for block in self.blocks:
+            x = self._run(block, x)
+        for conv in self.grow:
+            x = conv(F.relu(x))
+        return x
 
 
 def padding_to_multiple(height: int, width: int, factor: int) -> tuple[int, int, int, int]:

@@ -178,11 +178,11 @@ class DiscretizedLogistic:
 Pixels = BernoulliPixels | GaussianPixels | DiscretizedLogistic
 
 
-def parameters_per_value(likelihood: str, scale: str, num_components: int) -> int:
+def parameters_per_value(likelihood: str, scale: str, num_components: int, bounded_mean: bool = False) -> int:
     """How many numbers a decoder gives for each value of a picture.
 
     Raises:
-        ValueError: an unknown likelihood or scale, or components where they mean nothing.
+        ValueError: an unknown likelihood or scale, or components or a bounded mean where they mean nothing.
     """
     if likelihood not in ("bernoulli", "gaussian", "discretized_logistic"):
         raise ValueError(f"likelihood {likelihood!r} is none of bernoulli, gaussian, discretized_logistic.")
@@ -190,6 +190,8 @@ def parameters_per_value(likelihood: str, scale: str, num_components: int) -> in
         raise ValueError(f"scale {scale!r} is none of shared, per_pixel.")
     if num_components < 1 or (num_components > 1 and likelihood != "discretized_logistic"):
         raise ValueError(f"num_components {num_components}: 1, or more for the likelihood discretized_logistic; got {likelihood!r}.")
+    if bounded_mean and likelihood != "gaussian":
+        raise ValueError(f"bounded_mean: for the likelihood gaussian; got {likelihood!r}.")
     per_component = 1 if likelihood == "bernoulli" or scale == "shared" else 2
     return per_component * num_components + (num_components if num_components > 1 else 0)
 
@@ -202,6 +204,7 @@ def pixels(
     num_bits: int = 8,
     log_scale: Tensor | None = None,
     min_log_scale: float = -7.0,
+    bounded_mean: bool = False,
 ) -> Pixels:
     """The distribution that a decoder's output describes.
 
@@ -209,6 +212,7 @@ def pixels(
         output: (..., C * `parameters_per_value(...)`, H, W).
         log_scale: a shared scale of shape (C, 1, 1); None where the output holds one per value.
         min_log_scale: scales below e to this power count as this.
+        bounded_mean: a Gaussian's mean is 2 sigmoid(output) - 1, inside the range of pictures, and not the output itself.
     """
     output = _wide(output)
     if likelihood == "bernoulli":
@@ -224,6 +228,8 @@ def pixels(
         log_scales = _wide(log_scale)
         logits = parts[..., count:, :, :, :] if num_components > 1 else parts[..., :1, :, :, :]
     means, log_scales = parts[..., :count, :, :, :], log_scales.clamp(min=min_log_scale)
+    if bounded_mean:
+        means = 2 * torch.sigmoid(means) - 1
     if likelihood == "gaussian":
         return GaussianPixels(means.squeeze(-4), log_scales if log_scale is not None else log_scales.squeeze(-4))
     if num_components > 1:  # apart at the start, or they would all learn the same
