@@ -17,7 +17,9 @@ FLOWS = {
     "glow": lambda **k: GlowModel(**SMALL | {"num_levels": 2, "num_steps": 2} | k),
     "glow_additive": lambda **k: FLOWS["glow"](coupling="additive", place_bias=True, pre_transform="marginal", **k),
     "glow_labels": lambda **k: FLOWS["glow"](num_class_labels=3, pre_transform="logit", num_blocks=1, **k),
-    "glow_three_levels": lambda **k: GlowModel(**SMALL | {"num_levels": 3, "num_steps": (1, 2, 1), "hidden_channels": (4, 5, 6), "edge_value": 1.0} | k),
+    "glow_three_levels": lambda **k: GlowModel(
+        **SMALL | {"num_levels": 3, "num_steps": (1, 2, 1), "hidden_channels": (4, 5, 6), "edge_value": 1.0} | k
+    ),
     "glow_variational": lambda **k: FLOWS["glow"](**VARIATIONAL | {"split": False} | k),
     "realnvp": lambda **k: RealNVPModel(**SMALL | {"num_couplings": 1, "num_blocks": 1} | k),
     "realnvp_actnorm": lambda **k: FLOWS["realnvp"](split=False, normalization="actnorm", place_bias=True, pre_transform="marginal", **k),
