@@ -79,6 +79,7 @@ _EXPORTS: dict[str, str] = {
     "DenoisingObjective": ".training.objectives.denoising",
     "LikelihoodObjective": ".training.objectives.likelihood",
     "Trainer": ".training.trainer",
+    "evaluate": ".evaluation.evaluate",
     "convert": ".conversion.base",
 }
 

@@ -124,6 +124,10 @@ def read_metrics(card: dict[str, Any], evaluation: dict[str, Any] | None) -> dic
         for result in model.get("results") or []:
             for metric in result.get("metrics") or []:
                 metrics[metric.get("name") or metric.get("type")] = metric.get("value")
+    if isinstance((evaluation or {}).get("protocol"), dict):  # written by gen-pipelines evaluate
+        from gen_pipelines.evaluation.report import for_card
+
+        return metrics | for_card(evaluation)["metrics"]
     return metrics | {name: value for name, value in (evaluation or {}).items() if isinstance(value, int | float | str)}
 
 

@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("gen_pipelines.cli.generate", "draw pictures of prompts"),
     "edit": ("gen_pipelines.cli.edit", "redraw pictures or parts of them; mix, walk and project styles of a GAN"),
     "train": ("gen_pipelines.cli.train", "train a model from a recipe"),
+    "evaluate": ("gen_pipelines.cli.evaluate", "measure what a model draws against a data set"),
     "convert": ("gen_pipelines.cli.convert", "turn a checkpoint of another project into a pipeline"),
     "push": ("gen_pipelines.cli.push", "upload a model to the Hub"),
     "info": ("gen_pipelines.cli.info", "say what a model, or a picture that we drew, is made of"),
