@@ -27,7 +27,8 @@ __all__ = ["Checkpoint", "Record", "plain", "read", "tensors"]
 MAX_FILE = 256 * 2**30  # bytes
 MAX_FILES = 64  # of a folder
 MAX_TEXT = 8 * 2**20
-MAX_ENTRIES = 1_000_000
+MAX_ENTRIES = 200_000
+MAX_TENSORS = 50_000
 MAX_LEVELS = 64
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -81,7 +82,7 @@ def read(path: str | Path, progress: Callable[[int], None] | None = None) -> Che
             container, tree, metadata = _contents(path, file, start)
         except LoadingError as error:
             raise LoadingError(f"{path} is not read: {str(error).rstrip('.')}; nothing in it was run. {_REMEDY}") from None
-        except (zipfile.BadZipFile, EOFError, RecursionError, MemoryError, NotImplementedError) as error:
+        except (EOFError, RecursionError, MemoryError) as error:
             raise LoadingError(f"{path} is damaged or cut short ({_line(error)}); download it again.") from None
         digest = _digest(file, progress)
     return Checkpoint(path, digest, container, tree, size, metadata)
@@ -158,8 +159,10 @@ def _storage_id(pid: Any) -> tuple[torch.dtype, str, int, Any]:
 
 def _read_zip(file: Any) -> Any:
     data = _mapped(file)
-    archive = zipfile.ZipFile(file)
-    names = {entry.filename: entry for entry in archive.infolist()}
+    try:
+        names = {entry.filename: entry for entry in zipfile.ZipFile(file).infolist()}
+    except Exception as error:  # of a damaged table of contents, all sorts
+        raise LoadingError(f"its archive is damaged or cut short ({_line(error)})") from None
     roots = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise LoadingError("a zip archive, but not torch's: it has no data.pkl")
@@ -318,23 +321,44 @@ def tensors(tree: Any) -> dict[str, Tensor]:
     A network in NVIDIA's persistence gives the keys of its state dict: parameters and buffers, without those that are not stored.
 
     Raises:
-        LoadingError: there are too many, or they lie too deep.
+        LoadingError: there are more than any network has.
     """
     found: dict[str, Tensor] = {}
-    steps = 0
+    leading = _leading_to_tensors(tree) if isinstance(tree, (dict, list, tuple, Record)) else set()
     # (path, value, the containers that it lies in): a stack instead of recursion, in the order of the file
     todo: list[tuple[str, Any, tuple[int, ...]]] = [("", tree, ())]
     while todo:
         path, value, inside = todo.pop()
-        steps += 1
-        if steps > MAX_ENTRIES:
-            raise LoadingError("the checkpoint has more entries than any network; its parts refer to each other over and over.")
         if isinstance(value, Tensor):
             found[path] = value
-        elif isinstance(value, (dict, list, tuple, Record)) and id(value) not in inside and len(inside) < MAX_LEVELS:
+            if len(found) > MAX_TENSORS:
+                raise LoadingError("the checkpoint has more tensors than any network; its parts refer to each other over and over.")
+        elif id(value) in leading and id(value) not in inside and len(inside) < MAX_LEVELS:
             inner = (*inside, id(value))
             todo += reversed([(f"{path}.{name}" if path else name, part, inner) for name, part in _named_parts(value)])
     return found
+
+
+def _leading_to_tensors(tree: Any) -> set[int]:
+    """The containers with a tensor somewhere below them: parts that meet again and again below no tensor need not be walked."""
+    above: dict[int, list[int]] = {}
+    seen, todo, reached = {id(tree)}, [tree], []
+    while todo:
+        value = todo.pop()
+        for _, part in _named_parts(value):
+            if isinstance(part, Tensor):
+                reached.append(id(value))
+            elif isinstance(part, (dict, list, tuple, Record)):
+                above.setdefault(id(part), []).append(id(value))
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    todo.append(part)
+    leading = set()
+    while reached:
+        if (value := reached.pop()) not in leading:
+            leading.add(value)
+            reached += above.get(value, ())
+    return leading
 
 
 def _named_parts(value: Any) -> Iterator[tuple[str, Any]]:
