@@ -84,13 +84,28 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Exponential moving average of the weights: decay at step s is min(decay, 1 - (1 + s)^-power)."""
+    """Exponential moving average of the weights: decay at step s is min(decay, 1 - (1 + s)^-power).
+
+    Attributes:
+        decay: of the average that is sampled from and saved. Half of it is from the last ln 2 / (1 - decay) steps.
+        power: how soon the first weights are forgotten.
+        also: decays of averages that are kept beside it, so that the length is chosen when the run is over: what each of them gives is
+            saved in `averages/DECAY`.
+    """
 
     decay: float = 0.999
     power: float = 0.75
+    also: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _require(0 <= self.decay < 1, "ema.decay", self.decay, "from 0 to below 1; ema=null turns averaging off")
+        every = (self.decay, *self.also)
+        _require(
+            all(0 <= decay < 1 for decay in self.also) and len(set(every)) == len(every),
+            "ema.also",
+            list(self.also),
+            "decays from 0 to below 1, each another one",
+        )
         _require(self.power > 0, "ema.power", self.power, "a positive number")
 
 
@@ -227,6 +242,8 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
             return build(option, value, where)
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
             kinds = typing.get_args(option)
+            if kinds[1:] == (Ellipsis,):
+                kinds = kinds[:1] * len(value)
             if len(kinds) == len(value):
                 return tuple(coerce(kind, one, where) for kind, one in zip(kinds, value, strict=True))
         if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):

@@ -31,7 +31,8 @@ def train(
     Args:
         config_path: the recipe, a YAML file.
         overrides: `key=value` changes to it.
-        output_dir: receives the trained pipeline, and `checkpoints/`, `samples/`, `log.jsonl` and `recipe.yaml` beside it.
+        output_dir: receives the trained pipeline, and `checkpoints/`, `samples/`, `log.jsonl` and `recipe.yaml` beside it; with `ema.also`
+            also `averages/DECAY/`, the pipeline of each of those averages.
         resume: continue from the newest checkpoint in `output_dir`; bit for bit where the data set is not a stream.
         inexact_resume: continue even where that cannot be exact.
         push_to_hub: a repository of the Hub that receives the finished model; whether it can be written is found out before the training.
@@ -78,6 +79,9 @@ def train(
         facts = {"steps": trainer.step, "seconds": round(trainer.seconds), "hardware": _hardware(trainer.accelerator.num_processes)}
         with trainer.averaged_weights() as networks:
             task.save(networks, output_dir, facts)
+        for decay in trainer.other_averages:
+            with trainer.averaged_weights(decay) as networks:
+                task.save(networks, output_dir / "averages" / str(decay), facts)
         complete_card(output_dir, recipe)
         if hub is not None:
             logger.info("pushed: %s", hub.push_result(output_dir))

@@ -122,6 +122,10 @@ class Trainer:
         device = self.accelerator.device
         self.networks = {name: network.to(device=device, memory_format=memory_format).train() for name, network in networks.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in self.networks.items()} if recipe.ema else {}
+        self.other_averages = {  # by decay, then by network: the length of the average is chosen when the run is over
+            decay: {name: Average(network, replace(recipe.ema, decay=decay)) for name, network in self.networks.items()}
+            for decay in (recipe.ema.also if recipe.ema else ())
+        }
         # what a task has frozen inside a network stays frozen; the rest is switched on and off by the phases
         self._trainable = {name: [p for p in network.parameters() if p.requires_grad] for name, network in self.networks.items()}
         self._told = {name: [m for m in network.modules() if hasattr(m, "after_update")] for name, network in self.networks.items()}
@@ -161,7 +165,7 @@ class Trainer:
             self.data.prepare()
         if self.step == 0 and self.initialize is not None:
             self.initialize(self.networks)
-            for name, average in self.averages.items():  # they start from what the network starts from
+            for name, average in self._every_average():  # they start from what the network starts from
                 average.load(dict(self.networks[name].named_parameters()), 0)
         batches = self._batches()
         bar = tqdm(total=self.loop.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True, smoothing=0.05)
@@ -243,9 +247,9 @@ class Trainer:
         if self.after_update is not None:
             self.after_update(self.networks, phase.name)
         if phase.optimizer is None:
-            for name in phase.networks:
-                if name in self.averages:
-                    self.averages[name].update()
+            for name, average in self._every_average():
+                if name in phase.networks:
+                    average.update()
         prefix = "" if len(self.phases) == 1 else f"{phase.name}/"
         looked_at = self.loop.log_with or self.loop.log_every and (self.step + 1) % self.loop.log_every == 0
         if not looked_at and phase.interval == 1:
@@ -291,16 +295,26 @@ class Trainer:
 
     # -- weights and state ------------------------------------------------------------------------------------------------------------
 
+    def _every_average(self) -> Iterator[tuple[str, Average]]:
+        """(network's name, average) of every length."""
+        for averages in (self.averages, *self.other_averages.values()):
+            yield from averages.items()
+
     @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[dict[str, nn.Module]]:
-        """The networks with their moving averages in place, in evaluation mode; the trained weights come back afterwards."""
+    def averaged_weights(self, decay: float | None = None) -> Iterator[dict[str, nn.Module]]:
+        """The networks with their moving averages in place, in evaluation mode; the trained weights come back afterwards.
+
+        Args:
+            decay: one of `ema.also` instead of `ema.decay`.
+        """
         modes = {name: network.training for name, network in self.networks.items()}
-        for average in self.averages.values():
+        averages = self.averages if decay is None else self.other_averages[decay]
+        for average in averages.values():
             average.put()
         try:
             yield {name: network.eval() for name, network in self.networks.items()}
         finally:
-            for average in self.averages.values():
+            for average in averages.values():
                 average.take_back()
             for name, network in self.networks.items():
                 network.train(modes[name])
@@ -322,6 +336,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             networks = {f"{name}.{key}": value for name, network in self.networks.items() for key, value in network.state_dict().items()}
             averages = {f"{name}.{key}": value for name, average in self.averages.items() for key, value in average.shadow.items()}
+            for decay, others in self.other_averages.items():
+                averages |= {f"{name}@{decay}.{key}": value for name, one in others.items() for key, value in one.shadow.items()}
             states: dict[str, Any] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
             states["schedules"] = {name: {"last_epoch": schedule.last_epoch} for name, schedule in self.schedules.items()}
             if self.accelerator.scaler is not None:
@@ -360,6 +376,9 @@ class Trainer:
             network.load_state_dict(_part(networks, name))
         for name, average in self.averages.items():
             average.load(_part(averages, name), about["averaged_steps"][name])
+        for decay, others in self.other_averages.items():
+            for name, average in others.items():
+                average.load(_part(averages, f"{name}@{decay}"), about["averaged_steps"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(states[name])
             schedule = self.schedules[name]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...processes import Parameterization
 from ..random import Generators, normal, uniform
 from .base import ObjectiveOutput
-from .time_densities import Uniform
+from .time_densities import Uniform, UniformLambda
 
 _LIKELIHOOD = "likelihood"
 _TINY = 1e-12
@@ -37,7 +37,8 @@ class DenoisingObjective:
         time_density: maps u in [0, 1) to a time (`time_densities.py`).
         weighting: None for weight one on the error of what the network predicts; a function of the SNR for the error of eps
             (`weightings.py`), which is converted; or "likelihood", the continuous-time variational bound's -1/2 dlog(snr)/dt (nats per
-            dimension, up to terms without parameters; the time density must be uniform and the path continuous).
+            dimension, up to terms without parameters; on a continuous path, with times uniform, or uniform in lambda: the same mean with
+            much less variance, Song et al. 2021b, section 4.2).
         coupling: (x_0, eps, labels, uniform numbers) -> eps in another order (`MinibatchOTCoupling`): straighter flows; for velocities
             only, since noise that goes with its picture is no longer the noise that a score is about.
     """
@@ -53,10 +54,12 @@ class DenoisingObjective:
         if self.coupling is not None and self.parameterization.prediction != "flow_prediction":
             raise ValueError(f"DenoisingObjective: a coupling needs flow_prediction, got {self.parameterization.prediction!r}.")
         if self.parameterization.learned_variance:
-            raise ValueError("DenoisingObjective trains no variance: take variance='fixed_small' or 'fixed_large', or leave it out.")
+            raise ValueError("DenoisingObjective trains no variance: that is what VariationalObjective is for.")
         if self.weighting == _LIKELIHOOD:
-            if not isinstance(self.time_density, Uniform) or self.parameterization.path.name == "discrete_vp":
-                raise ValueError("DenoisingObjective: weighting 'likelihood' takes a continuous path and uniform times.")
+            if not isinstance(self.time_density, Uniform | UniformLambda) or self.parameterization.path.name == "discrete_vp":
+                raise ValueError(
+                    "DenoisingObjective: weighting 'likelihood' takes a continuous path, and times that are uniform or uniform_lambda."
+                )
         elif isinstance(self.weighting, str):
             raise ValueError(f"DenoisingObjective: weighting is a function of the SNR, None or 'likelihood'; got {self.weighting!r}.")
 
@@ -106,15 +109,22 @@ class DenoisingObjective:
         t, path = t.double(), self.parameterization.path
         # at the ends, snr 0 or infinity: the product of weight and factor has a limit there, inf / inf has none
         alpha, sigma = path.alpha(t).clamp_min(_TINY), path.sigma(t).clamp_min(_TINY)
-        if self.weighting == _LIKELIHOOD:
-            low, high = self.parameterization.trained_t_range
-            span = (torch.log(torch.tensor(high / low)) * t) if path.name in ("ve", "edm") else high - low  # 1 / density of t
-            weight = (path.sigma_dot(t) / sigma - path.alpha_dot(t) / alpha) * span
-        else:
-            weight = self.weighting((alpha / sigma) ** 2)
-        # at fixed x_t an error of one in eps is one of -sigma / alpha in x_0, and targets are linear: the factor from eps to target
-        factor = self.parameterization.target(-sigma / alpha, torch.ones_like(t), t)
-        return weight / factor.square()
+        weight = self._bound_weight(t) if self.weighting == _LIKELIHOOD else self.weighting((alpha / sigma) ** 2)
+        return weight / self._factor(t, alpha, sigma).square()
+
+    def _bound_weight(self, t: Tensor) -> Tensor:
+        """-1/2 dlog(snr)/dt over the density of t: the fall of lambda in all, where times are uniform in lambda."""
+        path = self.parameterization.path
+        if isinstance(self.time_density, UniformLambda):
+            least, most = self.parameterization.trained_lambda_range
+            return torch.full_like(t, most - least)
+        low, high = self.parameterization.trained_t_range
+        span = (torch.log(torch.tensor(high / low)) * t) if path.name in ("ve", "edm") else high - low  # 1 / density of t
+        return (path.sigma_dot(t) / path.sigma(t).clamp_min(_TINY) - path.alpha_dot(t) / path.alpha(t).clamp_min(_TINY)) * span
+
+    def _factor(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What an error of one in eps is in the target: at fixed x_t it is one of -sigma / alpha in x_0, and targets are linear."""
+        return self.parameterization.target(-sigma / alpha, torch.ones_like(t), t)
 
 
 def _expand(value: Tensor, like: Tensor) -> Tensor:

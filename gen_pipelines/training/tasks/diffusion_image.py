@@ -24,6 +24,7 @@ from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.coupling import MinibatchOTCoupling
 from ..objectives.denoising import DenoisingObjective
 from ..objectives.time_densities import TIME_DENSITIES
+from ..objectives.variational import VariationalObjective
 from ..random import Generators, seed_of
 from .autoencoder import encode_all, mode
 from .base import build_network, grid, latent_size, settings_of
@@ -38,7 +39,7 @@ MODEL = {
     "default_num_inference_steps": 50,
     "default_guidance_scale": 1.0,
 }
-OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_label": 0.1, "coupling": None}
+OBJECTIVE = {"time_density": "uniform", "weighting": "target", "drop_label": 0.1, "coupling": None, "simple": 1.0, "bound": None}
 SAMPLE = {"pictures": 40, "steps": 50, "guidance": None}
 
 
@@ -58,12 +59,7 @@ class DiffusionImageTask:
         _check(recipe, model, objective, self.sample)
         self.recipe, self.model, self.drop_label = recipe, model, objective["drop_label"]
         self.scheduler = build_scheduler(model["scheduler"])
-        self.objective = DenoisingObjective(
-            self.scheduler.parameterization or Parameterization.from_config(dict(self.scheduler.config)),
-            choose(TIME_DENSITIES, objective["time_density"], "objective.time_density"),
-            choose_weighting(objective["weighting"]),
-            None if objective["coupling"] is None else MinibatchOTCoupling(str(objective["coupling"])),
-        )
+        self.objective = _objective(self.scheduler.parameterization, objective)
 
         rows = load_rows(recipe.data)
         train, held = known_words_holdout(None, len(rows), recipe.data.holdout, recipe.seed)
@@ -130,6 +126,7 @@ class DiffusionImageTask:
         resolution, config = self.recipe.data.resolution, self.denoiser.config
         size = resolution if self.vae is None else latent_size(self.vae, resolution)
         channels = self.recipe.data.channels if self.vae is None else self.vae.config.get("latent_channels")
+        self._check_outputs(config)
         there = config.get("sample_size")
         square = there[0] if isinstance(there, (list, tuple)) and len(set(there)) == 1 else there
         if not isinstance(square, int) or (size is not None and (square < size or (self.vae is not None and square != size))):
@@ -139,6 +136,12 @@ class DiffusionImageTask:
             what = "pictures (data.channels)" if self.vae is None else "latents of model.vae"
             raise ValueError(f"model.denoiser.in_channels: {config.in_channels}, but the {what} have {channels} channels.")
         return size if self.vae is None and square > size else None
+
+    def _check_outputs(self, config: Any) -> None:
+        parts = 2 if self.scheduler.parameterization.learned_variance else 1
+        if (given := config.get("out_channels") or config.in_channels) != parts * config.in_channels:
+            also = ", the second half of them for the variance" if parts == 2 else ""
+            raise ValueError(f"model.denoiser.out_channels: {given}, but the output has {parts * config.in_channels}{also}.")
 
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """Denoising losses of a batch of pictures (B, C, H, W), framed or encoded on the fly, or of latents (B, c, h, w)."""
@@ -201,6 +204,26 @@ class DiffusionImageTask:
         if self.model["save_dtype"] != "float32":  # diffusers warns of every cast of a network
             pipe = pipe.to(dtype=getattr(torch, self.model["save_dtype"]))
         pipe.save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
+
+
+def _objective(parameterization: Parameterization, settings: dict[str, Any]) -> Any:
+    """Denoising, or DDPM's variational bound where `objective.bound` has a weight or a variance is learned."""
+    bound = settings["bound"]
+    if bound is None:
+        bound = 1e-3 if parameterization.learned_variance else 0.0
+    if bound := coerce(float, bound, "objective.bound"):
+        left = {name: OBJECTIVE[name] for name in ("time_density", "weighting", "coupling")}
+        if changed := [name for name, default in left.items() if settings[name] != default]:
+            raise ValueError(f"objective.{changed[0]}: the variational bound (objective.bound) has its own; leave it out, or set bound to 0.")
+        return VariationalObjective(parameterization, settings["simple"], bound)
+    if settings["simple"] != 1.0:
+        raise ValueError(f"objective.simple: {settings['simple']} weighs the simple loss beside the bound; set objective.bound too.")
+    return DenoisingObjective(
+        parameterization,
+        choose(TIME_DENSITIES, settings["time_density"], "objective.time_density"),
+        choose_weighting(settings["weighting"]),
+        None if settings["coupling"] is None else MinibatchOTCoupling(str(settings["coupling"])),
+    )
 
 
 def _check(recipe: Any, model: dict[str, Any], objective: dict[str, Any], sample: dict[str, Any]) -> None:
