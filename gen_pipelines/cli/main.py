@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("gen_pipelines.cli.generate", "draw pictures of prompts"),
     "edit": ("gen_pipelines.cli.edit", "redraw pictures or parts of them; mix, walk and project styles of a GAN"),
     "train": ("gen_pipelines.cli.train", "train a model from a recipe"),
+    "pairs": ("gen_pipelines.cli.pairs", "draw pairs of noise and picture, the data of reflow"),
     "evaluate": ("gen_pipelines.cli.evaluate", "measure what a model draws against a data set"),
     "convert": ("gen_pipelines.cli.convert", "turn a checkpoint of another project into a pipeline"),
     "push": ("gen_pipelines.cli.push", "upload a model to the Hub"),

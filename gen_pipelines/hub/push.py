@@ -16,7 +16,7 @@ from .loading import INDEX_NAME, PICKLES, LoadingError, check_safetensors, compo
 logger = logging.getLogger(__name__)
 
 # what lies in a training run's folder and is not the model; hidden files and pickles stay at home too
-NOT_UPLOADED = ["checkpoints/*", "samples/*", "logs/*", "log.jsonl", ".*", "*/.*", *(f"*{end}" for end in PICKLES), "*.py"]
+NOT_UPLOADED = ["checkpoints/*", "samples/*", "averages/*", "logs/*", "log.jsonl", ".*", "*/.*", *(f"*{end}" for end in PICKLES), "*.py"]
 
 # where a component came from: it says something about this machine and nothing about the component
 _ORIGIN = ("_name_or_path", "is_local", "local_files_only")

@@ -123,7 +123,7 @@ class Trainer:
         self.networks = {name: network.to(device=device, memory_format=memory_format).train() for name, network in networks.items()}
         self.averages = {name: Average(network, recipe.ema) for name, network in self.networks.items()} if recipe.ema else {}
         self.other_averages = {  # by decay, then by network: the length of the average is chosen when the run is over
-            decay: {name: Average(network, replace(recipe.ema, decay=decay)) for name, network in self.networks.items()}
+            decay: {name: Average(network, replace(recipe.ema, decay=decay, also=())) for name, network in self.networks.items()}
             for decay in (recipe.ema.also if recipe.ema else ())
         }
         # what a task has frozen inside a network stays frozen; the rest is switched on and off by the phases

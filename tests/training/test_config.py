@@ -32,6 +32,7 @@ def test_defaults_overrides_and_round_trip(tmp_path):
         ({"loop": {"steps": 1, "batch_size": 2, "gradient_accumulation_steps": 0}}, "loop.gradient_accumulation_steps: 0 is not allowed"),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate: nan is not allowed"),
         ({"ema": {"decay": 1.5}}, "ema.decay: 1.5 is not allowed"),
+        ({"ema": {"decay": 0.9, "also": [0.99, 0.9]}}, "ema.also: .0.99, 0.9. is not allowed; give decays"),
         ({"data": {"name": "x", "channels": 4}}, "data.channels: 4 is not allowed; give 3"),
         ({"data": {"name": "x", "streaming": True, "holdout": 3}}, "data.holdout: 3 is not allowed; give 0 for a streamed"),
     ],

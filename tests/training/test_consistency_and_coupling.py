@@ -15,9 +15,12 @@ from gen_pipelines.training.objectives.consistency import (
     karras_levels,
     predict_at,
     pseudo_huber,
+    same_dropout,
 )
 from gen_pipelines.training.objectives.coupling import MinibatchOTCoupling
 from gen_pipelines.training.objectives.denoising import DenoisingObjective
+from gen_pipelines.training.objectives.latent_consistency import LatentConsistencyDistillation
+from gen_pipelines.training.objectives.reflow import ReflowObjective
 
 MEAN, STD = 0.4, 0.3
 STUDENT = Parameterization(PATHS["edm"](), "consistency", sigma_data=0.5)
@@ -145,6 +148,122 @@ def test_losses_belong_to_the_sample_and_no_gradient_flows_through_the_target():
     assert calls == [True, False, True, False] and torch.isfinite(many).all()
     many.sum().backward()
     assert weight.grad.abs() > 0
+
+
+def test_both_points_of_a_pair_have_the_same_dropout():
+    """Song et al. 2023, appendix C: the random state of the student's pass is the target's; the stream goes on after the student's."""
+    torch.manual_seed(0)
+    replay = same_dropout(torch.device("cpu"))
+    first, after = torch.rand(3), torch.get_rng_state()
+    with replay():
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), after)
+    masks = []
+
+    def model(x, t, condition):
+        masks.append(torch.nn.functional.dropout(torch.ones(4), 0.5))
+        return 0.3 * x
+
+    ConsistencyTraining(STUDENT)(model, torch.randn(4, 3), progress=0.0, generator=generators(4))
+    assert torch.equal(*masks)
+
+
+def test_uniform_pairs_and_weights_are_the_first_papers():
+    """Song et al. 2023, algorithms 2 and 3: n uniform, lambda(t) = 1."""
+    first = ConsistencyTraining(STUDENT, start=18, end=18, density="uniform", weighting="uniform")
+    levels = first.levels(0.5)
+    assert_close(first.weights(levels), torch.full((18,), 1 / 18, dtype=torch.float64))
+    lower, _ = first.pairs(18000, 0.5, torch.Generator().manual_seed(0), "cpu")
+    counts = torch.bincount(torch.searchsorted(levels, lower), minlength=18)
+    assert (counts - 1000).abs().max() < 5 * 31  # 18 binomials within 5 deviations: one seed in a hundred thousand
+    out = first(lambda x, t, c: 0.3 * x, torch.randn(4, 3), progress=0.0, generator=generators(4))
+    assert_close(out.per_sample, out.metrics["distance"])
+
+
+def test_a_clipped_student_still_learns_where_it_is_clipped():
+    weight = torch.tensor(50.0, requires_grad=True)
+    clipped = STUDENT.with_(clip_sample=True)
+    out = ConsistencyTraining(clipped)(lambda x, t, c: weight * x, torch.ones(8, 3), progress=0.0, generator=generators(8))
+    out.per_sample.mean().backward()
+    assert weight.grad.abs() > 0
+
+
+LATENT = {
+    "epsilon": Parameterization(PATHS["discrete_vp"](), "epsilon"),
+    "v": Parameterization(PATHS["discrete_vp"](rescale_betas_zero_snr=True), "v_prediction"),
+    "flow": Parameterization(PATHS["linear"](), "flow_prediction"),
+}
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_consistency_vanishes_for_the_end_of_a_straight_trajectory(name):
+    """Data at one point: the teacher's step keeps eps, so the trajectory's end is known, and the student that says it has no loss."""
+    p, data = LATENT[name], torch.full((1, 2), 0.7)
+    objective = LatentConsistencyDistillation(p, num_nodes=20, huber=0.0)
+    end = p.path.t_min
+
+    def split(x, t):
+        alpha, sigma = (expand(value, x) for value in (p.path.alpha(t), p.path.sigma(t)))
+        return data, (x - alpha * data) / sigma.clamp_min(1e-12)
+
+    def teacher(x, time, condition):
+        t = p.path_time(time.double())
+        return p.target(*split(x, t), t)
+
+    def student(x, time, condition):
+        t = p.path_time(time.double())
+        _, eps = split(x.double(), t)
+        aim = float(p.path.alpha(end)) * data + float(p.path.sigma(end)) * eps
+        c_skip, c_out = (expand(c, x) for c in objective.boundary(t))
+        x_0 = (aim - c_skip * x) / c_out.clamp_min(1e-12)
+        alpha, sigma = (expand(value, x) for value in (p.path.alpha(t), p.path.sigma(t)))
+        return p.target(x_0, (x - alpha * x_0) / sigma.clamp_min(1e-12), t)
+
+    x_0 = data.expand(64, 2).double()
+    out = objective(student, x_0, teacher=teacher, generator=generators(64))
+    assert out.metrics["distance"].max() < 1e-6
+    other = objective(lambda x, t, c: student(x, t, c) + 1.0, x_0, teacher=teacher, generator=generators(64))
+    assert other.metrics["distance"].mean() > 1e-3
+
+
+def test_latent_consistency_has_the_samplers_nodes_and_coefficients():
+    from gen_pipelines.schedulers.consistency import ConsistencyScheduler, lcm_scalings
+
+    objective = LatentConsistencyDistillation(LATENT["epsilon"], num_nodes=50)
+    upper, lower = objective.times()
+    scheduler = ConsistencyScheduler(rule="lcm", original_inference_steps=50).bind(LATENT["epsilon"])
+    scheduler.set_timesteps(50)
+    assert_close(upper.flip(0), scheduler.timesteps.double())
+    assert_close(lower[1:], upper[:-1])
+    for t in (0.0, 19.0, 999.0):
+        at = torch.tensor([t], dtype=torch.float64)
+        assert_close(torch.cat(objective.boundary(at)), torch.tensor(lcm_scalings(t), dtype=torch.float64))
+    x = torch.randn(2, 3, dtype=torch.float64)  # at time 0 the jump is the identity, whatever the network says
+    assert_close(objective.jump(lambda x, t, c: 5 * x, x, torch.zeros(2, dtype=torch.float64), None), x)
+    with pytest.raises(ValueError, match="ConsistencyDistillation takes the others"):
+        LatentConsistencyDistillation(TEACHERS["edm"])
+
+
+def test_reflow_is_the_papers_formula_and_the_network_that_knows_its_pairs_has_no_loss():
+    """Pairs x_0 = 0.5 eps + 0.3: straight paths that do not cross, so a velocity of (x, t) has no loss (Liu et al. 2022, section 3)."""
+    p = LATENT["flow"]
+    eps = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    x_0, times = 0.5 * eps + 0.3, []
+
+    def knows(x, time, condition):
+        t = (time / 1000)[:, None]
+        times.append(time / 1000)
+        noise = (x - (1 - t) * 0.3) / (0.5 * (1 - t) + t)
+        return 0.5 * noise - 0.3
+
+    assert ReflowObjective(p)(knows, x_0, eps, generator=generators(64)).per_sample.max() < 1e-9
+    assert ReflowObjective(p, one_step=True)(knows, x_0, eps, generator=generators(64)).per_sample.max() < 1e-9
+    assert times[0].std() > 0.2 and times[1].unique().tolist() == [1.0]
+    zero = lambda x, t, c: torch.zeros_like(x)
+    assert_close(ReflowObjective(p)(zero, x_0, eps, generator=generators(64)).per_sample, (eps - x_0).square().mean(1))
+    assert_close(ReflowObjective(p, huber=0.1)(zero, x_0, eps, generator=generators(64)).per_sample, pseudo_huber(eps - x_0, 0.1))
+    with pytest.raises(ValueError, match="velocities on the linear path"):
+        ReflowObjective(LATENT["epsilon"])
 
 
 def test_the_discretization_doubles_and_pairs_follow_their_density():

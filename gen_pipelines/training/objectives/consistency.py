@@ -6,8 +6,9 @@ objectives hold f at two neighbouring levels of one trajectory together; f at th
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from ..random import Generators, normal, uniform
 from .base import ObjectiveOutput
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
+
+DENSITIES = ("log_normal", "uniform")
+PAIR_WEIGHTINGS = ("inverse_step", "uniform")
 
 
 def karras_levels(count: int, low: float, high: float, rho: float = 7.0) -> Tensor:
@@ -52,6 +56,22 @@ def predict_at(network: Network, p: Parameterization, y: Tensor, sigma: Tensor, 
     return p.denoise(output.to(torch.promote_types(output.dtype, torch.float32)), x, t)
 
 
+def same_dropout(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context in which networks draw the dropout that they draw from now on: for two passes that must have the same."""
+    devices = [device] if device.type == "cuda" else []
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(one) for one in devices]
+
+    @contextlib.contextmanager
+    def replay() -> Iterator[None]:
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(states[0])
+            for one, state in zip(devices, states[1], strict=True):
+                torch.cuda.set_rng_state(state, one)
+            yield
+
+    return replay
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """Pairs of neighbouring levels, and the distance between what f says at them.
@@ -59,7 +79,10 @@ class _Pairs:
     Attributes:
         parameterization: of the network that learns: prediction "consistency".
         start, end: intervals at the beginning and at the end of the training.
-        p_mean, p_std: log sigma of the pairs is about N(p_mean, p_std^2) (Song & Dhariwal 2023, eq. 10).
+        density: which pairs: "log_normal", log sigma about N(p_mean, p_std^2) (Song & Dhariwal 2023, eq. 10), or "uniform" over the
+            intervals (Song et al. 2023, algorithms 2 and 3).
+        p_mean, p_std: of the log-normal density.
+        weighting: of a pair: "inverse_step", 1 / (sigma - sigma') (Song & Dhariwal 2023, section 3.5), or "uniform", 1 (Song et al. 2023).
         huber: c of the pseudo-Huber distance; 0.00054 sqrt(D) by default.
     """
 
@@ -69,6 +92,8 @@ class _Pairs:
     p_mean: float = -1.1
     p_std: float = 2.0
     huber: float | None = None
+    density: str = "log_normal"
+    weighting: str = "inverse_step"
 
     def __post_init__(self) -> None:
         if self.parameterization.prediction != "consistency":
@@ -77,6 +102,9 @@ class _Pairs:
             )
         if not 1 < self.start <= self.end:
             raise ValueError(f"{type(self).__name__}: start {self.start} and end {self.end}; give 1 < start <= end intervals.")
+        for name, known in (("density", DENSITIES), ("weighting", PAIR_WEIGHTINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{type(self).__name__}: {name} {getattr(self, name)!r} is none of {', '.join(known)}.")
 
     def levels(self, progress: float) -> Tensor:
         """The noise levels at a fraction of the training, ascending, float64."""
@@ -85,6 +113,8 @@ class _Pairs:
 
     def weights(self, levels: Tensor) -> Tensor:
         """The probability of each interval, (number of intervals,)."""
+        if self.density == "uniform":
+            return torch.full_like(levels[1:], 1 / (len(levels) - 1))
         place = torch.erf((levels.log() - self.p_mean) / (math.sqrt(2) * self.p_std))
         return place.diff() / (place[-1] - place[0])
 
@@ -98,12 +128,15 @@ class _Pairs:
     def compare(
         self, network: Network, target: Network, upper: tuple[Tensor, Tensor], lower: tuple[Tensor, Tensor], condition: Any
     ) -> ObjectiveOutput:
-        """d(f(y, sigma), f'(y', sigma')) / (sigma - sigma'), (B,); no gradient flows through the lower point."""
-        f, _ = predict_at(network, self.parameterization, *upper, condition)
-        with torch.no_grad():
-            aim, _ = predict_at(target, self.parameterization, *lower, condition)
+        """w d(f(y, sigma), f'(y', sigma')), (B,); no gradient flows through the lower point, whose dropout is the upper one's."""
+        p = self.parameterization.with_(clip_sample=False, thresholding=False)  # a clipped value has no gradient
+        replay = same_dropout(upper[0].device)
+        f, _ = predict_at(network, p, *upper, condition)
+        with torch.no_grad(), replay():
+            aim, _ = predict_at(target, p, *lower, condition)
         distance = pseudo_huber(f - aim, self.huber)
-        return ObjectiveOutput(distance / (upper[1] - lower[1]).to(distance.dtype), {"distance": distance.detach()})
+        step = (upper[1] - lower[1]).to(distance.dtype)
+        return ObjectiveOutput(distance / step if self.weighting == "inverse_step" else distance, {"distance": distance.detach()})
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ _SMALL = 1e-20
 class VariationalObjective:
     """simple |network(x_i, i) - target|^2 + bound N L_i, i uniform; N L_i in nats per dimension is unbiased for DDPM's bound.
 
-    L_i = KL(q(x_(i-1) | x_i, x_0), p(x_(i-1) | x_i)) for i > 0, and L_0 = -log P(x_0 | x_1), a Gaussian over the bins of 8-bit pictures. What
-    the bound has without parameters, the divergence at the last level, is left out.
+    L_i = KL(q(x_(i-1) | x_i, x_0), p(x_(i-1) | x_i)) for i > 0, and L_0 = -log P(x_0 | x_1), a Gaussian over the bins of 8-bit pictures.
+    What the bound has without parameters, the divergence at the last level, is left out.
 
     | method | variance | simple | bound |
     |---|---|---|---|
@@ -49,8 +49,8 @@ class VariationalObjective:
         p = self.parameterization
         if p.path.name != "discrete_vp" or p.prediction in ("edm", "consistency"):
             raise ValueError(
-                f"VariationalObjective: the bound of DDPM is over the steps of a discrete path; got {p.prediction!r} on {p.path.name!r}. On "
-                "continuous paths take weighting 'likelihood'."
+                f"VariationalObjective: the bound of DDPM is over the steps of a discrete path; got {p.prediction!r} on {p.path.name!r}. "
+                "On continuous paths take weighting 'likelihood'."
             )
         if self.simple < 0 or self.bound < 0 or self.simple + self.bound == 0:
             raise ValueError(f"VariationalObjective: simple {self.simple} and bound {self.bound}; give weights from 0 on, not both 0.")
@@ -118,7 +118,8 @@ class VariationalObjective:
             alpha_s = torch.where(at > 0, path.alpha(before), torch.ones_like(at))
             sigma_s = torch.where(at > 0, path.sigma(before), torch.zeros_like(at))
             variance = (sigma**2 - (alpha / alpha_s * sigma_s) ** 2).clamp_min(_SMALL)
-            return alpha_s * variance / sigma**2, alpha / alpha_s * (sigma_s / sigma) ** 2, sigma_s / sigma * variance.sqrt(), variance.sqrt()
+            std = variance.sqrt()
+            return alpha_s * variance / sigma**2, alpha / alpha_s * (sigma_s / sigma) ** 2, sigma_s / sigma * std, std
 
         c_0, c_x, small, large = shares(t)
         _, _, floor, _ = shares(torch.ones_like(t))

@@ -20,7 +20,10 @@ TASKS = {
     "prior": ".prior:PriorTask",
     "gan": ".gan:GANTask",
     "diffusion_image": ".diffusion_image:DiffusionImageTask",
+    "consistency": ".consistency:ConsistencyTask",
+    "reflow": ".reflow:ReflowTask",
     "latent_text_to_image": ".latent_text_to_image:LatentTextToImageTask",
+    "latent_consistency": ".latent_consistency:LatentConsistencyTask",
 }
 
 

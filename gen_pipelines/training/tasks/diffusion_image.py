@@ -52,30 +52,29 @@ class DiffusionImageTask:
     one row per class, and one for none where labels are dropped.
     """
 
-    def __init__(self, recipe: Any) -> None:
-        model = settings_of(recipe, "model", MODEL)
-        objective = settings_of(recipe, "objective", OBJECTIVE)
-        self.sample = settings_of(recipe, "sample", SAMPLE)
-        _check(recipe, model, objective, self.sample)
-        self.recipe, self.model, self.drop_label = recipe, model, objective["drop_label"]
-        self.scheduler = build_scheduler(model["scheduler"])
-        self.objective = _objective(self.scheduler.parameterization, objective)
+    # what a recipe's groups may hold, with defaults; tasks that train the same networks otherwise change these and the methods below
+    known_model, known_objective, known_sample = MODEL, OBJECTIVE, SAMPLE
 
-        rows = load_rows(recipe.data)
-        train, held = known_words_holdout(None, len(rows), recipe.data.holdout, recipe.seed)
-        pictures = PictureData(rows, recipe.data, train, recipe.seed)
-        self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
-        self.pictures = pictures
-        self.classes, self.names = _classes(rows, recipe.data, pictures.labels)
+    def __init__(self, recipe: Any) -> None:
+        self.recipe = recipe
+        self.model = settings_of(recipe, "model", self.known_model)
+        settings = settings_of(recipe, "objective", self.known_objective)
+        self.sample = settings_of(recipe, "sample", self.known_sample)
+        _check(recipe, self.model, settings, self.sample)
+        self.drop_label = settings["drop_label"]
+        self.prepare()
+        self.scheduler = self.build_scheduler()
+        self.objective = self.build_objective(settings)
+        self.data: Any = self.open_data()
 
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
-        self.vae = build_network(model["vae"], "model.vae").eval().requires_grad_(False) if model["vae"] else None
-        self.denoiser = build_network(self._with_classes(model["denoiser"]), "model.denoiser")
+        self.vae = self.build_vae()
+        self.denoiser = self.build_denoiser()
         _leave_labels_alone(self.denoiser)
         self.null_class = self._null_class()
         self.image_size = self._check_sizes()
-        self.data: Any = pictures
-        if self.vae is not None and model["cache_latents"]:
+        if self.vae is not None and self.model["cache_latents"] and isinstance(self.data, PictureData):
+            pictures = self.data
             self.data = LatentData(
                 lambda: scale_latents(self.vae.config, encode_all(self.vae.to(rank_device()), pictures, batch_size=64)),
                 None,
@@ -84,6 +83,37 @@ class DiffusionImageTask:
             )
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         self.phases = (Phase("denoiser", ("denoiser",)),)
+
+    def prepare(self) -> None:
+        """What must be there before everything else."""
+        if self.model["denoiser"] is None:
+            raise ValueError("model.denoiser is missing: give its class and arguments, such as {class: UNet2DModel, sample_size: 32, ...}.")
+
+    def build_scheduler(self) -> Any:
+        """The scheduler of the saved pipeline; its parameterization is the network's."""
+        return build_scheduler(self.model["scheduler"])
+
+    def build_objective(self, settings: dict[str, Any]) -> Any:
+        """The objective from its group of the recipe."""
+        return _objective(self.scheduler.parameterization, settings)
+
+    def open_data(self) -> Any:
+        """The training data; sets `pictures`, `held_out`, `classes` and `names`."""
+        config, seed = self.recipe.data, self.recipe.seed
+        rows = load_rows(config)
+        train, held = known_words_holdout(None, len(rows), config.holdout, seed)
+        self.pictures = PictureData(rows, config, train, seed)
+        self.held_out = PictureData(rows, config, held, seed, augmented=False) if held else None
+        self.classes, self.names = _classes(rows, config, self.pictures.labels)
+        return self.pictures
+
+    def build_vae(self) -> nn.Module | None:
+        """The autoencoder in whose latents the denoiser works; None for pixels."""
+        return build_network(self.model["vae"], "model.vae").eval().requires_grad_(False) if self.model["vae"] else None
+
+    def build_denoiser(self) -> nn.Module:
+        """The network that is trained, with its initial weights."""
+        return build_network(self._with_classes(self.model["denoiser"]), "model.denoiser")
 
     def _with_classes(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The denoiser's settings with the size of its class table, where the recipe leaves that to the data."""
@@ -152,7 +182,13 @@ class DiffusionImageTask:
                 x_0 = scale_latents(self.vae.config, mode(self.vae.to(batch["picture"].device), batch["picture"]))
         else:
             x_0 = pad(batch["picture"], (self.denoiser.config.sample_size,) * 2)
-        return self.objective(partial(predict, networks["denoiser"]), x_0, condition=self._condition(batch, x_0), generator=generator)
+        return self.loss(networks, x_0, self._condition(batch, x_0), batch, generator)
+
+    def loss(
+        self, networks: dict[str, nn.Module], x_0: Tensor, condition: ClassCondition | None, batch: dict[str, Any], generator: Generators
+    ) -> ObjectiveOutput:
+        """The objective on clean data (B, C, h, w) with its labels."""
+        return self.objective(partial(predict, networks["denoiser"]), x_0, condition=condition, generator=generator)
 
     def _condition(self, batch: dict[str, Any], x_0: Tensor) -> ClassCondition | None:
         """The labels of a batch with some of them dropped; each sample's fate hangs on its own seed."""
@@ -214,7 +250,7 @@ def _objective(parameterization: Parameterization, settings: dict[str, Any]) -> 
     if bound := coerce(float, bound, "objective.bound"):
         left = {name: OBJECTIVE[name] for name in ("time_density", "weighting", "coupling")}
         if changed := [name for name, default in left.items() if settings[name] != default]:
-            raise ValueError(f"objective.{changed[0]}: the variational bound (objective.bound) has its own; leave it out, or set bound to 0.")
+            raise ValueError(f"objective.{changed[0]}: the variational bound (objective.bound) has its own; leave it out, or set bound=0.")
         return VariationalObjective(parameterization, settings["simple"], bound)
     if settings["simple"] != 1.0:
         raise ValueError(f"objective.simple: {settings['simple']} weighs the simple loss beside the bound; set objective.bound too.")
@@ -228,10 +264,8 @@ def _objective(parameterization: Parameterization, settings: dict[str, Any]) -> 
 
 def _check(recipe: Any, model: dict[str, Any], objective: dict[str, Any], sample: dict[str, Any]) -> None:
     """Raises ValueError on settings that cannot work, before anything is loaded."""
-    if model["denoiser"] is None:
-        raise ValueError("model.denoiser is missing: give its class and arguments, such as {class: UNet2DModel, sample_size: 32, ...}.")
     if recipe.data.streaming:
-        raise ValueError("data.streaming: the task diffusion_image keeps the labels in memory; use a data set on the disk.")
+        raise ValueError(f"data.streaming: the task {recipe.task} keeps the labels in memory; use a data set on the disk.")
     if model["vae"] and model["cache_latents"] and (recipe.data.horizontal_flip or recipe.data.shift):
         raise ValueError("model.cache_latents: cached latents cannot be augmented; set it to false, or flip and shift to 0.")
     if model["save_dtype"] not in ("float32", "float16", "bfloat16"):
