@@ -25,6 +25,7 @@ from .config import OptimizerConfig, Recipe, to_dict
 from .data import EndlessBatches, caption_groups, collate, stream_batches
 from .objectives.base import ObjectiveOutput, Phase
 from .random import Generators, sample_generators
+from .seen import Seen, add_row
 from .state import checkpoints, environment, load_checkpoint, random_state, save_checkpoint, set_random_state
 
 Losses = Callable[[dict[str, nn.Module], dict[str, Any], str, Generators], ObjectiveOutput]
@@ -61,7 +62,7 @@ class Trainer:
         data: a map-style data set asked by (item, draw), or an `IterableDataset` of rows when `recipe.data.streaming`. If it has a method
             `prepare`, that is called before the first batch.
         output_dir: where checkpoints, logs and pictures go.
-        draw_samples: networks -> a PIL picture; called every `recipe.loop.sample_every` steps with the averaged weights.
+        draw_samples: networks -> a PIL picture, or `Seen`; called every `recipe.loop.sample_every` steps with the averaged weights.
         initialize: networks -> None; what a network learns from data before the first step (a codebook, an actnorm), the same on every
             rank. It is not called in a run that is resumed.
         after_update: (networks, phase name); called on every rank after an update (weight clipping, an augmentation's strength).
@@ -424,11 +425,20 @@ class Trainer:
             set_random_state(state)  # looking does not change the run
             folder = self.output_dir / "samples"
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step-{self.step:08d}.png")
+            seen = picture if isinstance(picture, Seen) else Seen(picture)
+            seen.picture.save(folder / f"step-{self.step:08d}.png")
+            if seen.row is not None:
+                add_row(folder / "strip.png", seen.row, self.step // self.loop.sample_every - 1)
+            if seen.metrics and self._log and self._log[-1]["step"] == self.step:
+                self._log[-1].update(_finite(seen.metrics))
+            elif seen.metrics:
+                self._record({"step": self.step, "seconds": round(self.seconds, 1), **seen.metrics})
+            if self.loop.log_with:
+                self.accelerator.log(seen.metrics, step=self.step)
         self.accelerator.wait_for_everyone()
 
     def _record(self, entry: dict[str, float]) -> None:
-        self._log.append({key: value if math.isfinite(value) else str(value) for key, value in entry.items()})
+        self._log.append(_finite(entry))
         if len(self._log) % 10 == 0:
             self._write_log()
 
@@ -437,6 +447,11 @@ class Trainer:
         side = path.with_name(".log.jsonl")
         side.write_text("".join(json.dumps(entry) + "\n" for entry in self._log))
         os.replace(side, path)
+
+
+def _finite(entry: dict[str, float]) -> dict[str, Any]:
+    """Numbers as JSON takes them: what is not finite is written out."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in entry.items()}
 
 
 def _sum_and_count(value: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from torch.testing import assert_close
 
 from gen_pipelines import AdversarialObjective, AutoPipeline
 from gen_pipelines.training.augmentation import AdaptiveAugmentation
+from gen_pipelines.training.collapse import CollapseAlarm, CollapseWatch, recall_and_coverage
 from gen_pipelines.training.objectives.adversarial import LOSSES, gradient_penalty, path_lengths, r1_penalty
 from gen_pipelines.training.run import train
+from gen_pipelines.training.seen import add_row
 from gen_pipelines.training.state import checkpoints
 from tests.training.test_trainer import finish, start
 
@@ -263,6 +265,14 @@ def test_a_stopped_and_resumed_game_is_an_unbroken_one(kind, digits, tmp_path):
     assert [p.size for p in pictures] == [(14, 14)] * 2 and pictures[0].mode == "L"
     with Image.open(tmp_path / "whole" / "samples" / "step-00000004.png") as picture:
         assert picture.size == (42, 28)
+        last = picture.crop((0, 0, 42, 14)).tobytes()
+    with Image.open(tmp_path / "parts" / "samples" / "strip.png") as strip:  # a row of the same samples for each of two times
+        assert strip.size == (42, 28) and strip.crop((0, 14, 42, 28)).tobytes() == last
+        assert strip.tobytes() == Image.open(tmp_path / "whole" / "samples" / "strip.png").tobytes()
+    seen = [entry for entry in log if "samples/coverage" in entry]
+    assert [entry["step"] for entry in seen] == [2, 4] and len(log) == 4
+    assert {"samples/recall", "samples/variety", "samples/classes", "samples/class_entropy", "samples/collapse"} <= seen[0].keys()
+    assert ("samples/class_accuracy" in seen[0]) == (kind == "gan")
 
 
 @pytest.mark.slow
@@ -284,7 +294,72 @@ def test_two_ranks_play_the_game_of_one(kind, digits, tmp_path):
         assert_close(two[key], value, rtol=1e-4, atol=2e-5, msg=lambda text, k=key: f"{k}: {text}")
 
 
+def pictures_of(classes, seed=0):
+    """A bar for each class, at a place of its own with noise: uint8 (N, 1, 12, 12)."""
+    noise = torch.randint(0, 60, (len(classes), 1, 12, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    for picture, label in zip(noise, classes.tolist(), strict=True):
+        picture[:, 3 * label : 3 * label + 2] = 250
+    return noise
+
+
+class Oracle:
+    """Knows the class of `pictures_of`."""
+
+    def __call__(self, pictures):
+        features = pictures.float().mean((1, 3))                                                       # (B, 12)
+        return features, features.unflatten(1, (4, 3)).mean(2)
+
+
+@pytest.mark.parametrize("extractor", [None, Oracle()])
+def test_lost_modes_are_seen_and_said_once_they_are_lost(extractor, caplog):
+    classes = torch.arange(120) % 4
+    watch = CollapseWatch(pictures_of(classes), classes, extractor)
+    good = watch.look(pictures_of(classes, seed=1), classes)
+    assert good["classes"] == 4 and good["class_entropy"] == pytest.approx(1) and good["class_accuracy"] == 1
+    assert min(good["coverage"], good["recall"]) > 0.7 and good["variety"] == pytest.approx(1, abs=0.05)
+    lost = watch.look(pictures_of(classes % 2, seed=2), classes)
+    assert lost["classes"] == 2 and lost["class_entropy"] == pytest.approx(0.5) and lost["class_accuracy"] == 0.5
+    assert max(lost["coverage"], lost["recall"]) < 0.6
+    one = watch.look(pictures_of(classes[:1]).expand(120, -1, -1, -1), classes)
+    assert one["variety"] == 0 and one["classes"] == 1 and one["recall"] < 0.05
+
+    alarm = CollapseAlarm()
+    assert alarm.hear(lost) == []  # nothing was better before
+    assert alarm.hear(good) == []
+    again = CollapseAlarm()
+    again.load_state_dict(alarm.state_dict())
+    with caplog.at_level("WARNING"):
+        assert "2 classes are drawn, there were 4" in again.hear(lost)
+        reasons = again.hear(one)
+    assert reasons[0].startswith("samples of different noise differ 0.00") and any("recall is" in reason for reason in reasons)
+    assert "mode collapse: 2 classes are drawn" in caplog.text
+
+
+def test_recall_and_coverage_are_those_of_an_evaluation():
+    from gen_pipelines.evaluation.neighbours import manifolds
+
+    real, drawn = torch.randn(60, 3), torch.randn(50, 3) * 0.5 + 0.5
+    whole = manifolds(real, drawn, k_precision=5, k_density=5)
+    assert recall_and_coverage(real, drawn) == pytest.approx((whole.recall, whole.coverage))
+
+
+def test_pictures_without_classes_are_watched_too():
+    watch = CollapseWatch(pictures_of(torch.arange(40) % 4))
+    assert watch.look(pictures_of(torch.arange(40) % 4, seed=1)).keys() == {"variety", "recall", "coverage"}
+    assert CollapseWatch(pictures_of(torch.arange(4))).look(pictures_of(torch.arange(4))).keys() == {"variety"}
+
+
+def test_the_strip_takes_the_place_of_rows_that_a_stopped_run_left(tmp_path):
+    rows = [Image.new("L", (6, 2), shade) for shade in (10, 20, 30, 40)]
+    for place in (0, 1, 2):
+        add_row(tmp_path / "strip.png", rows[place], place)
+    add_row(tmp_path / "strip.png", rows[3], 1)
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.size == (6, 4) and [strip.getpixel((0, y)) for y in (0, 2)] == [10, 40]
+
+
 @pytest.mark.parametrize(("changes", "message"), [
+    (["sample.classifier=mnist-classifier"], "takes pictures of 1 x 28 x 28, these are 1 x 14 x 14"),
     (["data.resolution=15"], "larger by an even number"),
     (["model.discriminator.in_channels=3"], "must agree"),
     (["data.label_column=null"], "need data.label_column"),

@@ -14,6 +14,7 @@ from ..config import coerce
 from ..data import PictureData, captions_of, known_words_holdout, load_rows
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
+from ..seen import Seen
 
 
 class Task(Protocol):
@@ -26,8 +27,8 @@ class Task(Protocol):
     def losses(self, networks: dict[str, nn.Module], batch: dict[str, Any], phase: str, generator: Generators) -> ObjectiveOutput:
         """The losses of one batch, shape (B,)."""
 
-    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
-        """A picture that shows how far the training is."""
+    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image | Seen:
+        """A picture that shows how far the training is; with `Seen` a row for the strip over time, and numbers for the log, as well."""
 
     def save(self, networks: dict[str, nn.Module], folder: Path, facts: dict[str, Any]) -> None:
         """Write the trained result in the Hub's layout. `facts`: steps, seconds, hardware, for the card."""

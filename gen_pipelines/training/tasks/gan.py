@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ..augmentation import AdaptiveAugmentation
 from ..card import training_notes
-from ..data import PictureData, collate, load_rows
+from ..collapse import SMALLEST, ClassifierFeatures, CollapseAlarm, CollapseWatch
+from ..data import PictureData, load_rows
 from ..objectives.adversarial import AdversarialObjective, latent_dim
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators, normal, sample_generators
+from ..seen import Seen
 from .base import build_network, grid, settings_of
 
 logger = logging.getLogger(__name__)
@@ -36,16 +37,17 @@ OBJECTIVE = {
     "style_mixing": 0.0,
     "discriminator_learning_rate": None,
 }
-SAMPLE = {"pictures": 64, "columns": 8, "noise_seed": 0}
+SAMPLE = {"pictures": 64, "columns": 8, "noise_seed": 0, "watch": 500, "classifier": None}
 
 
 class Statistics(nn.Module):
-    """What a game remembers beside its networks: the mean path length, and the augmentation with its strength."""
+    """What a game remembers beside its networks: mean path length, the augmentation with its strength, the best that was reached."""
 
     def __init__(self, augmentation: AdaptiveAugmentation | None) -> None:
         super().__init__()
         self.register_buffer("path_length", torch.zeros([]))
         self.augmentation = augmentation
+        self.alarm = CollapseAlarm()
 
 
 class GANTask:
@@ -53,6 +55,10 @@ class GANTask:
 
     Pictures that are smaller than the networks' `sample_size` (28 in 32) are padded with their border on the way in, and the pipeline crops
     what it draws. With `data.label_column` both networks may have `num_classes`.
+
+    `sample.watch` pictures are compared with as many of the data whenever samples are drawn, and a warning says when modes were lost: see
+    `training/collapse.py`. `sample.classifier` names the network that sees them (`mnist-classifier`, or a folder that the task `classifier`
+    wrote); without one they are compared pixel by pixel.
     """
 
     def __init__(self, recipe: Any) -> None:
@@ -86,7 +92,20 @@ class GANTask:
         self._check(generator, discriminator)
         self.phases = self._phases()
         self.conditional = generator.config.get("num_classes") is not None
-        self._fixed: tuple[Tensor, Tensor | None] | None = None
+        self._fixed: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._watch = self._prepare_watch()
+
+    def _prepare_watch(self) -> CollapseWatch | None:
+        """The pictures of the data that samples are compared with: `sample.watch` of them, from all over the data set."""
+        count = min(self.sample["watch"], len(self.data))
+        if count < SMALLEST:
+            return None
+        extractor = None
+        if self.sample["classifier"] is not None:
+            extractor = ClassifierFeatures(self.sample["classifier"], self.recipe.data.channels, self.recipe.data.resolution)
+        places = [place * len(self.data) // count for place in range(count)]
+        labels = None if self.data.labels is None else torch.tensor([self.data.labels[place] for place in places])
+        return CollapseWatch(torch.stack([self.data.picture(place) for place in places]), labels, extractor)
 
     def _check(self, generator: nn.Module, discriminator: nn.Module) -> None:
         size, data = generator.config.sample_size, self.recipe.data
@@ -176,24 +195,37 @@ class GANTask:
     # -------------------------------------------------------------------------------------------------------------- what is seen
 
     @torch.no_grad()
-    def draw_samples(self, networks: dict[str, nn.Module]) -> Image.Image:
-        """Pictures of the same noise at every time, by the averaged generator; warns where they have become alike."""
-        generator, count = networks["generator"], self.sample["pictures"]
-        if self._fixed is None:
-            draws = sample_generators(self.recipe.seed + self.sample["noise_seed"], "sampling", range(count), [0] * count)
-            labels = torch.arange(count) % self.sample["columns"] if self.conditional else None
-            if labels is not None:
-                labels = labels % generator.config.num_classes
-            self._fixed = normal((count, latent_dim(generator)), draws), labels
+    def draw_samples(self, networks: dict[str, nn.Module]) -> Seen:
+        """Pictures of the same noise at every time, by the averaged generator; numbers of some hundred others, and warnings about them."""
+        count, columns = self.sample["pictures"], self.sample["columns"]
+        classes = networks["generator"].config.get("num_classes") or 1
+        pictures = self._draw(networks["generator"], "seen", torch.arange(count) % columns % classes)
+        metrics: dict[str, float] = {}
+        if self._watch is not None:
+            asked = self._watch.labels if self.conditional else torch.zeros(len(self._watch.real), dtype=torch.long)
+            drawn = self._draw(networks["generator"], "watched", asked)
+            levels = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+            metrics = self._watch.look(levels, asked if self.conditional else None)
+            metrics["collapse"] = float(len(networks["statistics"].alarm.hear(metrics)))
+            logger.info("samples beside the data: %s", ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()))
+        metrics = {f"samples/{name}": value for name, value in metrics.items()}
+        return Seen(grid(pictures, columns), grid(pictures[:columns], columns), metrics)
+
+    def _draw(self, generator: nn.Module, what: str, classes: Tensor) -> Tensor:
+        """Pictures of fixed noise, one for each class of `classes` (B,), at the data's size; `what` names the noise."""
+        count = len(classes)
+        if what not in self._fixed:
+            kind = 0 if what == "seen" else 1
+            draws = sample_generators(self.recipe.seed + self.sample["noise_seed"], "sampling", range(count), [kind] * count)
+            self._fixed[what] = normal((count, latent_dim(generator)), draws), classes if self.conditional else None
         device = next(generator.parameters()).device
-        z, labels = (None if value is None else value.to(device) for value in self._fixed)
-        pictures = self.cropped(generator(z, labels).sample)
-        real = collate([self.data[(item, 0)] for item in range(min(count, len(self.data)))])["picture"]
-        share = variety(pictures) / variety(real)
-        logger.info("variety of the samples: %.2f of the data's", share)
-        if share < 0.5:
-            logger.warning("mode collapse: samples of different noise differ %.2f times as much as the data's pictures do.", share)
-        return grid(pictures, columns=self.sample["columns"])
+        options = {"noise": "const"} if hasattr(generator, "mapping") else {}
+        noise, labels = self._fixed[what]
+        drawn: list[Tensor] = []
+        for first in range(0, count, 100):
+            some = slice(first, first + 100)
+            drawn.append(generator(noise[some].to(device), None if labels is None else labels[some].to(device), **options).sample)
+        return self.cropped(torch.cat(drawn))
 
     def cropped(self, pictures: Tensor) -> Tensor:
         """Drawn pictures at the data's size."""
@@ -208,9 +240,3 @@ class GANTask:
         cls = StyleGANPipeline if hasattr(networks["generator"], "mapping") else GANPipeline
         pipe = cls(networks["generator"], networks["discriminator"], image_size=self.recipe.data.resolution)
         pipe.to(self.save_dtype).save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
-
-
-def variety(pictures: Tensor) -> float:
-    """Root mean squared distance between two different pictures, per value; pictures (B, C, H, W)."""
-    count = len(pictures)
-    return (pictures.float().var(0, unbiased=True).mean() * 2).sqrt().item() if count > 1 else 0.0
