@@ -83,6 +83,7 @@ _EXPORTS: dict[str, str] = {
     "LikelihoodObjective": ".training.objectives.likelihood",
     "Trainer": ".training.trainer",
     "evaluate": ".evaluation.evaluate",
+    "compare": ".evaluation.compare",
     "convert": ".conversion.base",
 }
 

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("gen_pipelines.cli.train", "train a model from a recipe"),
     "pairs": ("gen_pipelines.cli.pairs", "draw pairs of noise and picture, the data of reflow"),
     "evaluate": ("gen_pipelines.cli.evaluate", "measure what a model draws against a data set"),
+    "compare": ("gen_pipelines.cli.compare", "put evaluations side by side, as a table and a page"),
     "convert": ("gen_pipelines.cli.convert", "turn a checkpoint of another project into a pipeline"),
     "push": ("gen_pipelines.cli.push", "upload a model to the Hub"),
     "info": ("gen_pipelines.cli.info", "say what a model, or a picture that we drew, is made of"),
