@@ -2,7 +2,9 @@
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 from gen_pipelines import AdversarialObjective, AutoPipeline
 from gen_pipelines.training.augmentation import AdaptiveAugmentation
 from gen_pipelines.training.collapse import CollapseAlarm, CollapseWatch, recall_and_coverage
+from gen_pipelines.training.config import load_recipe
 from gen_pipelines.training.objectives.adversarial import LOSSES, gradient_penalty, path_lengths, r1_penalty
 from gen_pipelines.training.run import train
 from gen_pipelines.training.seen import add_row
@@ -273,6 +276,34 @@ def test_a_stopped_and_resumed_game_is_an_unbroken_one(kind, digits, tmp_path):
     assert [entry["step"] for entry in seen] == [2, 4] and len(log) == 4
     assert {"samples/recall", "samples/variety", "samples/classes", "samples/class_entropy", "samples/collapse"} <= seen[0].keys()
     assert ("samples/class_accuracy" in seen[0]) == (kind == "gan")
+
+
+SHIPPED = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml")) if "task: gan" in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_recipes_play(path, tmp_path):
+    """With narrow networks, on a few pictures of noise; every other setting of the game as it is."""
+    shipped = load_recipe(path)
+    size, classes = shipped.data.resolution, shipped.model["generator"].get("num_classes")
+    kind = shipped.data.image_column
+    rows = {kind: [Image.fromarray(np.random.default_rng(i).integers(0, 255, (size, size, 3), np.uint8)) for i in range(16)]}
+    rows |= {"label": [i % (classes or 10) for i in range(16)]}
+    import datasets
+
+    datasets.Dataset.from_dict(rows).cast_column(kind, datasets.Image()).to_parquet(tmp_path / "data" / "train.parquet")
+    styled = "Style" in shipped.model["generator"]["class"]
+    narrow = {"channel_base": 128, "channel_max": 8} if styled else {"base_channels": 4, "max_channels": 8}
+    settings = [f"model.{part}.{key}={value}" for part in ("generator", "discriminator") for key, value in narrow.items()]
+    settings += ["model.generator.z_dim=16", "model.generator.w_dim=16"] if styled else []
+    settings += [f"data.name={tmp_path / 'data'}", "data.workers=0", "loop.steps=2", "loop.batch_size=4", "loop.sample_every=2"]
+    settings += ["loop.checkpoint_every=2", "loop.log_every=1"]
+    train(path, settings, tmp_path / "run")
+    pipe = AutoPipeline.from_pretrained(tmp_path / "run")
+    assert pipe(batch_size=2, generator=generators(2)).images[0].size == (size, size)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for entry in log for value in entry.values()) and "samples/coverage" in log[-1]
 
 
 @pytest.mark.slow
