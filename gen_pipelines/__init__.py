@@ -31,6 +31,8 @@ _EXPORTS: dict[str, str] = {
     "UniPCScheduler": ".schedulers",
     "fast_cpu_matmul": ".models.cpu_matmul",
     "GenerativeModel": ".models.base",
+    "ADMUNet2DModel": ".models.denoisers.adm_unet",
+    "DiTModel": ".models.denoisers.dit",
     "VAEModel": ".models.autoencoders.vae",
     "VQVAEModel": ".models.autoencoders.vq_vae",
     "PixelCNNPrior": ".models.priors.pixel_cnn",

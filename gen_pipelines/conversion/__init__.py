@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 _FORMATS: dict[str, tuple[str, str]] = {
     "stylegan2_ada": (".stylegan2_ada", "StyleGAN2Ada"),
     "stylegan3": (".stylegan3", "StyleGAN3"),
+    "openai_unet": (".openai_unet", "OpenAIUNet"),
+    "dit": (".dit", "DiT"),
+    "ldm": (".ldm", "LatentDiffusion"),
 }
 
 

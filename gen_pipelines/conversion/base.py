@@ -298,17 +298,17 @@ def _write(
             _save_config(model, folder)
             stem = "diffusion_pytorch_model" if hasattr(component.cls, "load_config") else "model"
             write_safetensors(folder / f"{stem}.safetensors", states[name], step)
-        parts = {}
+        parts, example = {}, ""
         if plan.pipeline is not None:
             pipe = plan.pipeline(**models, **plan.objects, **plan.init)
             pipe.save_config(side)
             for name in plan.objects:
                 getattr(pipe, name).save_pretrained(side / name)
             parts = {k: v for k, v in pipe.config.items() if isinstance(v, (list, tuple)) and len(v) == 2 and v[0] and k[0] != "_"}
+            example = pipe.card_example
         strip_origin(side)
         facts = _facts(plan, chosen, checkpoint, states)
         (side / PROVENANCE_NAME).write_text(json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        example = getattr(plan.pipeline, "card_example", "")
         class_name = plan.pipeline.__name__ if plan.pipeline else next(iter(plan.components.values())).cls.__name__
         tag = getattr(plan.pipeline, "pipeline_tag", None)
         card = model_card(

@@ -116,10 +116,12 @@ def _labels(name: str, condition: Condition | None) -> Tensor | None:
 
 
 def _unet_2d(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
-    return network(x, t, class_labels=_labels("UNet2DModel", condition), return_dict=False)[0]
+    return network(x, t, class_labels=_labels(type(inner).__name__, condition), return_dict=False)[0]
 
 
 def _unet_2d_condition(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
+    if isinstance(condition, ClassCondition):
+        return _class_as_context(network, x, t, condition.labels, inner)
     # Stable Diffusion's networks were trained to attend to the padding too, so they get no mask
     text = _text("UNet2DConditionModel", condition)
     options: dict[str, Any] = {}
@@ -133,6 +135,18 @@ def _unet_2d_condition(network: nn.Module, x: Tensor, t: Tensor | float, conditi
     if (width := inner.config.get("time_cond_proj_dim")) is not None and text.guidance is not None:
         options["timestep_cond"] = guidance_embedding(text.guidance, width).to(x.dtype)
     return network(x, t, encoder_hidden_states=text.embeds, **options, return_dict=False)[0]
+
+
+def context_classes(config: Any) -> int | None:
+    """The rows of the class table of a `UNet2DConditionModel` that attends to its class: its projection of the context is that table."""
+    return config.get("encoder_hid_dim") if config.get("encoder_hid_dim_type") == "text_proj" else None
+
+
+def _class_as_context(network: nn.Module, x: Tensor, t: Tensor | float, labels: Tensor, inner: nn.Module) -> Tensor:
+    if (count := context_classes(inner.config)) is None:
+        raise ValueError("this UNet2DConditionModel attends to captions and was given classes; pass a TextCondition.")
+    one_hot = torch.nn.functional.one_hot(labels.to(x.device), count)[:, None].to(x.dtype)  # (B, 1, classes)
+    return network(x, t, encoder_hidden_states=one_hot, return_dict=False)[0]
 
 
 def _six_sizes(size: Tensor) -> Tensor:
@@ -173,9 +187,9 @@ def _pixart(network: nn.Module, x: Tensor, t: Tensor | float, condition: Conditi
 
 
 def _dit(network: nn.Module, x: Tensor, t: Tensor | float, condition: Condition | None, inner: nn.Module) -> Tensor:
-    labels = _labels("DiTTransformer2DModel", condition)
+    labels = _labels(type(inner).__name__, condition)
     if labels is None:
-        raise ValueError("DiTTransformer2DModel needs ClassCondition(labels=...); its null class is num_embeds_ada_norm.")
+        raise ValueError(f"{type(inner).__name__} needs ClassCondition(labels=...); its null class is num_embeds_ada_norm.")
     return network(x, timestep=_time_per_sample(t, x), class_labels=labels, return_dict=False)[0]
 
 
@@ -228,9 +242,11 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
 # class name -> how it is called; by name, so that no network is imported that is not used
 _CALLERS: dict[str, Callable[[nn.Module, Tensor, Tensor | float, Condition | None, nn.Module], Tensor]] = {
     "UNet2DModel": _unet_2d,
+    "ADMUNet2DModel": _unet_2d,
     "UNet2DConditionModel": _unet_2d_condition,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,
+    "DiTModel": _dit,
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
 }

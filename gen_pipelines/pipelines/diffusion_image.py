@@ -20,7 +20,7 @@ from ..likelihood.observation import own_generators
 from ..likelihood.ode import ode_log_density, ode_log_likelihood
 from ..likelihood.result import LikelihoodResult
 from ..likelihood.vlb import variational_bound
-from ..models.calling import ClassCondition, predict
+from ..models.calling import ClassCondition, context_classes, is_a, predict
 from ..models.latent_space import decode_latents, encode_pictures
 from ..processes.level import Level
 from ..schedulers.ddim import DDIMScheduler
@@ -46,11 +46,12 @@ class DiffusionImagePipeline(GenerativePipeline):
 
     Args:
         scheduler: one of gen_pipelines or of diffusers; its config says what the denoiser was trained to do.
-        unet, transformer: the denoiser, exactly one of them: UNet2DModel, or DiTTransformer2DModel.
+        unet, transformer: the denoiser, exactly one of them: UNet2DModel, ADMUNet2DModel, or UNet2DConditionModel where it attends to a
+            class; DiTTransformer2DModel or DiTModel.
         vae, vqvae: decodes latents to pictures (AutoencoderKL, VQModel); at most one. None: the denoiser works on pixels.
         image_size: height and width of the pictures, if less than what the network draws (28 where that draws 32): pictures are framed in
             black on the way in, and cropped on the way out.
-        null_class: the label that means "no class", which guidance needs: the last row of a U-Net's class table. A DiT always has one.
+        null_class: the label that means "no class", which guidance needs: the last row of a U-Net's class table. A DiT says it itself.
         id2label: class -> name, or several names with commas between, as in diffusers' DiTPipeline.
         default_num_inference_steps, default_guidance_scale: what a call uses unless told otherwise.
     """
@@ -447,13 +448,16 @@ class DiffusionImagePipeline(GenerativePipeline):
         """Classes that a picture can be asked of, the null label not counted; None for a network without classes."""
         if self.transformer is not None:
             return self.transformer.config.num_embeds_ada_norm or None
-        count = self.unet.config.num_class_embeds
+        config = self.unet.config
+        count = config.get("num_class_embeds") or (context_classes(config) if is_a(self.unet, "UNet2DConditionModel") else None)
         return count - 1 if count is not None and self.config.null_class is not None else count
 
     @property
     def null_class(self) -> int | None:
         """The label that means "no class"; None where there is none."""
-        return self.transformer.config.num_embeds_ada_norm if self.transformer is not None else self.config.null_class
+        if self.transformer is None:
+            return self.config.null_class
+        return self.transformer.config.num_embeds_ada_norm if self.transformer.config.get("has_null_class", True) else None
 
     @property
     def vae_scale_factor(self) -> int:
