@@ -59,6 +59,9 @@ class ConsistencyTask(DiffusionImageTask):
             raise ValueError(f"model.teacher: {self.model['teacher']} is a consistency model itself; name a denoiser.")
         if self.teacher.autoencoder is not None and self.model["vae"] is not None:
             raise ValueError("model.vae: the teacher has an autoencoder, in whose latents the student works; leave it out.")
+        data = self.recipe.data
+        if self.teacher.autoencoder is not None and self.model["cache_latents"] and (data.horizontal_flip or data.shift):
+            raise ValueError("model.cache_latents: cached latents cannot be augmented; set it to false, or flip and shift to 0.")
 
     def build_scheduler(self) -> Any:
         """`model.scheduler`, or a `ConsistencyScheduler` for the teacher's path; without a teacher for EDM's."""
