@@ -16,6 +16,9 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "openai_unet": (".openai_unet", "OpenAIUNet"),
     "dit": (".dit", "DiT"),
     "ldm": (".ldm", "LatentDiffusion"),
+    "stylegan2_tf": (".stylegan2_tf", "StyleGAN2TF"),
+    "stylegan1_tf": (".stylegan1_tf", "StyleGAN1TF"),
+    "rosinality_stylegan2": (".rosinality_stylegan2", "RosinalityStyleGAN2"),
 }
 
 
@@ -33,7 +36,15 @@ class _Registry(Mapping):
 
 FORMATS: Mapping[str, Format] = _Registry()
 
-_HOME = {"convert": ".base", "Component": ".base", "Format": ".base", "Plan": ".base", "read": ".reader", "tensors": ".reader"}
+_HOME = {
+    "convert": ".base",
+    "Component": ".base",
+    "Format": ".base",
+    "Plan": ".base",
+    "export_state_dict": ".export",
+    "read": ".reader",
+    "tensors": ".reader",
+}
 
 __all__ = ["FORMATS", *_HOME]
 

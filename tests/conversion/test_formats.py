@@ -77,7 +77,8 @@ class TestFormat:
                 state = getattr(pipe, component).state_dict()
                 assert set(state) == set(network.state_dict())
                 for key, tensor in network.state_dict().items():
-                    torch.testing.assert_close(state[key], tensor, rtol=0, atol=0, msg=f"{component}.{key}")
+                    near = getattr(example(name), "TOLERANCE", 0)  # where the map computes, and rounds
+                    torch.testing.assert_close(state[key], tensor, rtol=near, atol=0, msg=f"{component}.{key}")
             pipe.save_pretrained(tmp_path / "again")
             for file in (f for f in files[0] if f.suffix == ".safetensors"):
                 assert (tmp_path / "again" / file).read_bytes() == (folders[0] / file).read_bytes(), file

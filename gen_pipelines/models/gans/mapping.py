@@ -49,7 +49,7 @@ class MappingNetwork(nn.Module):
     def forward(self, z: Tensor | None, labels: Tensor | None = None, update_average: bool = False) -> Tensor:
         """z: (B, z_dim), or None for a mapping of classes alone; `update_average` moves `w_avg`, by the styles of all processes."""
         batch = len(labels) if z is None else len(z)
-        labels = check_labels("MappingNetwork", labels, self.num_classes, batch, self.fc0.weight.device)
+        labels = check_labels("MappingNetwork", labels, self.num_classes, batch, next(self.parameters()).device)
         parts = [] if z is None else [normalize_second_moment(z.float())]
         if labels is not None:
             parts.append(normalize_second_moment(self.embed(F.one_hot(labels, self.num_classes).float())))
