@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 # name of a format -> (module, class); a module is imported when its format is asked for
 _FORMATS: dict[str, tuple[str, str]] = {
+    "open_clip_text": (".open_clip_text", "OpenCLIPText"),
+    "pythae": (".pythae", "Pythae"),
+    "rosinality_glow": (".rosinality_glow", "RosinalityGlow"),
+    "rosinality_vqvae": (".rosinality_vqvae", "RosinalityVQVAE"),
     "stylegan2_ada": (".stylegan2_ada", "StyleGAN2Ada"),
     "stylegan3": (".stylegan3", "StyleGAN3"),
     "openai_unet": (".openai_unet", "OpenAIUNet"),
@@ -19,6 +23,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "stylegan2_tf": (".stylegan2_tf", "StyleGAN2TF"),
     "stylegan1_tf": (".stylegan1_tf", "StyleGAN1TF"),
     "rosinality_stylegan2": (".rosinality_stylegan2", "RosinalityStyleGAN2"),
+    "taming_vqgan": (".taming_vqgan", "TamingVQGAN"),
 }
 
 
