@@ -15,7 +15,6 @@ from .reader import Checkpoint, tensors
 
 _DROPPED = {
     "loss.*": "the discriminator and the perceptual loss, which only training needs",
-    "model_ema.*": "averaged weights under other names, which are not needed",
     "colorize": "colours for pictures of segmentations",
     "quantize.used": "a renumbering of the codes that are in use; the vectors keep their own numbers",
 }
