@@ -1,15 +1,20 @@
 """A minimax GAN drops modes that WGAN-GP finds: the ring of eight and the grid of twenty-five Gaussians.
 
-    python examples/toy_gan.py --out toy_gan.png          (some minutes on one CPU core)
+    python examples/toy_gan.py --out toy_gan.png          (about two minutes on one CPU core)
 
 Both games are played by the same networks for as many generator updates. The figure shows what each generator draws, and the critic's
 estimate of the Wasserstein distance beside the true one (by optimal assignment of 512 points) as WGAN-GP learns.
+
+The game itself takes a weak penalty (0.1), so that the critic can be steep between modes that lie close together. Its value is then no
+distance: for the curve a copy of the critic is trained on, against the generator as it stands, with a weight of 10.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +54,7 @@ def found(points: Tensor, name: str) -> tuple[int, float]:
     return int((counts >= len(points) / len(centres) / 5).sum()), near.float().mean().item()
 
 
-def perceptron(inputs: int, outputs: int, width: int = 192) -> nn.Module:
+def perceptron(inputs: int, outputs: int, width: int = 128) -> nn.Module:
     """Three hidden layers."""
     hidden = [layer for a in (inputs, width, width) for layer in (nn.Linear(a, width), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, outputs))
@@ -63,48 +68,73 @@ def distance(a: Tensor, b: Tensor) -> float:
     return cost[linear_sum_assignment(cost.numpy())].mean().item()
 
 
+def improve(
+    critic: nn.Module, optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, weight: float, random: torch.Generator
+) -> None:
+    """One update of a Wasserstein critic with gradient penalty, on points (B, 2)."""
+    judge = lambda x: critic(x).squeeze(1)
+    score = LOSSES["wasserstein"].discriminator(judge(real), judge(fake)).mean()
+    total = score + weight * gradient_penalty(judge, real, fake, torch.rand(len(real), generator=random)).mean()
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+
+
+def estimate(
+    critic: nn.Module, draw: Callable[[int], Tensor], sample: Callable[[int, torch.Generator], Tensor], updates: int = 150
+) -> float:
+    """The Wasserstein distance as a copy of the critic sees it after some more updates with a penalty of weight 10."""
+    random = torch.Generator().manual_seed(0)
+    critic = copy.deepcopy(critic)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3, (0.5, 0.9))
+    for _ in range(updates):
+        improve(critic, optimizer, sample(256, random), draw(256), 10.0, random)
+    with torch.no_grad():
+        return (critic(sample(4096, random)).mean() - critic(draw(4096)).mean()).item()
+
+
 def play(name: str, loss: str, steps: int, seed: int = 0) -> tuple[Tensor, list[tuple[int, float, float]]]:
     """2,048 drawn points, and (step, the critic's estimate, the true distance) along the way."""
     from tqdm.auto import trange
 
     torch.manual_seed(seed)
     generator, critic = perceptron(2, 2), perceptron(2, 1)
-    random = torch.Generator().manual_seed(seed + 1)
+    random, looking = (torch.Generator().manual_seed(seed + i) for i in (1, 2))
     wasserstein = loss == "wasserstein"
-    rate, betas = (5e-4, (0.5, 0.9)) if wasserstein else (1e-3, (0.5, 0.999))
-    players = [torch.optim.Adam(network.parameters(), rate, betas) for network in (generator, critic)]
+    players = [torch.optim.Adam(network.parameters(), 1e-3, (0.5, 0.9) if wasserstein else (0.5, 0.999)) for network in (generator, critic)]
+    fade = [torch.optim.lr_scheduler.LambdaLR(player, lambda step: 1 - step / steps) for player in players]
     sample, game, curve = DATA[name][0], LOSSES[loss], []
+    looks = {0, *(round(20 * (steps / 20) ** (i / 9)) - 1 for i in range(10))}
 
-    def judge(x: Tensor) -> Tensor:
-        return critic(x).squeeze(1)
+    def draw(count: int, source: torch.Generator = random) -> Tensor:
+        return generator(torch.randn(count, 2, generator=source))
 
     for step in trange(steps, desc=f"{name}, {loss}"):
         for _ in range(5 if wasserstein else 1):
-            real, fake = sample(256, random), generator(torch.randn(256, 2, generator=random)).detach()
-            score = game.discriminator(judge(real), judge(fake)).mean()
+            real, fake = sample(256, random), draw(256).detach()
             if wasserstein:
-                penalty = gradient_penalty(judge, real, fake, torch.rand(256, generator=random)).mean()
-            total = score + (0.1 * penalty if wasserstein else 0)  # points lie close together: a weight of 10 would only flatten the critic
+                improve(critic, players[1], real, fake, 0.1, random)
+                continue
             players[1].zero_grad()
-            total.backward()
+            game.discriminator(critic(real).squeeze(1), critic(fake).squeeze(1)).mean().backward()
             players[1].step()
-        drawn = game.generator(judge(generator(torch.randn(256, 2, generator=random)))).mean()
         players[0].zero_grad()
-        drawn.backward()
+        game.generator(critic(draw(256)).squeeze(1)).mean().backward()
         players[0].step()
-        if wasserstein and step % max(steps // 30, 1) == 0:
-            with torch.no_grad():
-                real, fake = sample(512, random), generator(torch.randn(512, 2, generator=random))
-                curve.append((step, -score.item(), distance(real, fake)))
+        for schedule in fade:
+            schedule.step()
+        if wasserstein and step in looks:
+            seen = lambda count: draw(count, looking).detach()
+            curve.append((step + 1, estimate(critic, seen, sample), distance(sample(512, looking), seen(512))))
     with torch.no_grad():
-        return generator(torch.randn(2048, 2, generator=random)), curve
+        return draw(2048), curve
 
 
 def main() -> None:
     """Play four games and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="toy_gan.png")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1500, help="generator updates on the grid; half as many on the ring")
     arguments = parser.parse_args()
     import matplotlib
 
@@ -114,21 +144,22 @@ def main() -> None:
     figure, axes = plt.subplots(2, 3, figsize=(12, 8))
     for row, name in zip(axes, DATA, strict=True):
         for axis, loss in zip(row, ("minimax", "wasserstein"), strict=False):
-            points, curve = play(name, loss, arguments.steps)
+            points, curve = play(name, loss, arguments.steps // (2 if name.startswith("ring") else 1))
             count, share = found(points, name)
             print(f"{name}, {loss}: {count} of {len(modes(name))} modes, {share:.0%} of the points near one")
             axis.scatter(*points.T, s=2, alpha=0.4)
             axis.scatter(*modes(name).T, s=30, marker="+", color="black")
             label = "WGAN-GP" if loss == "wasserstein" else loss
             axis.set(title=f"{label}: {count} of {len(modes(name))} modes", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+        for step, guess, true in curve:
+            print(f"    after {step} updates: the critic's estimate {guess:.3f}, the distance {true:.3f}")
         steps, estimates, true = zip(*curve, strict=True)
-        row[2].plot(steps, estimates, label="critic's estimate")
-        row[2].plot(steps, true, label="true distance")
+        row[2].loglog(steps, estimates, "o-", label="critic's estimate")
+        row[2].loglog(steps, true, "s-", label="true distance")
         row[2].set(title=f"{name}: Wasserstein distance", xlabel="generator updates")
-        row[2].set_ylim(bottom=0)
         row[2].legend()
     figure.tight_layout()
-    figure.savefig(arguments.out, dpi=90)
+    figure.savefig(arguments.out, dpi=80)
     print(arguments.out)
 
 
