@@ -28,8 +28,8 @@ p { margin: 0.4rem 0; max-width: 75ch; }
 .legend svg { width: 18px; height: 18px; }
 .scroll { overflow-x: auto; border: 1px solid var(--faint); border-radius: 8px; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 0.4rem 0.65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--faint); }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; }
+th, td { padding: 0.3rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--faint); }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: min(15rem, 42vw); }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
 thead th { color: var(--soft); font-weight: 600; }
 tr.real td { color: var(--soft); font-style: italic; }
@@ -46,6 +46,7 @@ svg text.label { fill: var(--ink); }
 svg .grid { stroke: var(--faint); stroke-width: 1; }
 svg line.mark { stroke: var(--ink); stroke-dasharray: 5 4; opacity: 0.7; }
 svg text.mark { fill: var(--ink); }
+svg text.name { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 """
 
 QUALITY = Column("metrics", "frechet_distance_over_real", "", "low")
@@ -84,16 +85,17 @@ def section(group: Group) -> list[str]:
     if lost := [row for row in group.rows if not row.is_ranked]:
         names = escape("; ".join(f"{row.title}: {row.not_finite} pictures are not finite" for row in lost))
         parts.append(f'<p class="warn">Not ranked, and in no plot: {names}.</p>')
-    parts += ["<h2>Numbers</h2>", table(group), f'<p class="soft">{NOTE}</p>']
-    keys = "".join(f'<li><svg viewBox="0 0 18 18">{mark(style, 9, 9)}</svg>{escape(name)}</li>' for name, style in styles.items())
-    star = f'<li><svg viewBox="0 0 18 18">{mark(-1, 9, 9)}</svg>real pictures</li>'
+    drawn = {row.name for row in group.rows if row.is_ranked}
+    key = lambda style, name: f'<li><svg viewBox="0 0 18 18">{mark(style, 9, 9)}</svg>{escape(name)}</li>'
+    keys = "".join(key(style, name) for name, style in styles.items() if name in drawn)
+    star = key(-1, "real pictures")
     plots = draw_plots(group, styles)
     if plots:
-        parts += ["<h2>Pictures worth a table</h2>", f'<ul class="legend">{keys}{star}</ul>', f'<div class="plots">{"".join(plots)}</div>']
+        parts += [f'<ul class="legend">{keys}{star}</ul>', f'<div class="plots">{"".join(plots)}</div>']
     if grids := draw_grids(group, styles):
         parts += ["<h2>Side by side</h2>", '<p class="soft">The first pictures of each, as they came.</p>']
         parts.append(f'<div class="grids">{"".join(grids)}</div>')
-    return parts
+    return [*parts, "<h2>Numbers</h2>", table(group), f'<p class="soft">{NOTE}</p>']
 
 
 NOTE = (
@@ -119,7 +121,7 @@ def table(group: Group) -> str:
             number, _, rest = text.partition(" ")
             small = f" <small>{escape(rest)}</small>" if rest else ""
             cells.append(f"<td{' class=best' if is_best else ''}>{escape(number)}{small}</td>")
-        name = f"{escape(row.name)}<br><small>{escape(row.sampling)}</small>" if row.sampling else escape(row.name)
+        name = f"{escape(row.name)} <small>{escape(row.sampling)}</small>" if row.sampling else escape(row.name)
         rows.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
     real = "".join(f"<td>{escape(real_cell(group, column))}</td>" for column in columns)
     rows.append(f'<tr class="real"><td>real pictures ({escape(group.protocol["held_out"])})</td>{real}</tr>')
@@ -142,7 +144,8 @@ def draw_plots(group: Group, styles: dict[str, int]) -> list[str]:
         ),
         figure(
             "Likelihood against quality", "Two different virtues: a model may have one without the other. Lower and left is better.",
-            lines_of(rows, styles, BITS, QUALITY), Axis("bits per dimension (kinds differ, see the table)"), log(DISTANCE), real,
+            lines_of(rows, styles, BITS, QUALITY, joined=False), Axis("bits per dimension (kinds differ: see the table)"),
+            log(DISTANCE), real,
         ),
         figure(
             "Coverage against fidelity", "Right: what is drawn looks real. Up: what is real is drawn. The star is real pictures.",
@@ -161,7 +164,10 @@ def lines_of(rows: Sequence[Row], styles: dict[str, int], x: Column, y: Column, 
         if px is not None and py is not None:
             sampler = str(row.results[0]["sampling"].get("scheduler")) if joined else row.sampling
             found.setdefault((row.name, sampler), []).append((px, py, f"{row.sampling or 'one way'}: {px:.3g}, {py:.3g}"))
-    return [Series(name, sorted(points), styles[name]) for (name, _), points in found.items()]
+    told = {key: key[1] if len(points) > 1 else "" for key, points in found.items()}  # a line says whose it is
+    if not joined:  # a point each
+        return [Series(key[0], [point], styles[key[0]]) for key, points in found.items() for point in points]
+    return [Series(key[0], sorted(points), styles[key[0]], told[key]) for key, points in found.items()]
 
 
 def star(group: Group, x: Column, y: Column) -> Series:

@@ -23,11 +23,13 @@ class Series:
         name: in the tip that a point shows.
         points: (x, y, what the tip says).
         style: a number: things of one style have one colour and mark in every plot.
+        label: written at the first point.
     """
 
     name: str
     points: Sequence[tuple[float, float, str]]
     style: int
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
         place = at_y(value)
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<text class="mark" x="{WIDTH - RIGHT - 4}" y="{place - 5:.1f}" text-anchor="end">{escape(label)}</text>')
+    written: list[tuple[float, float, float]] = []
+    names: list[str] = []
     for one in series:
         places = [(at_x(px), at_y(py)) for px, py, _ in one.points]
         colour = colour_of(one.style)
@@ -124,7 +128,14 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" opacity="0.75"/>')
         for (px, py), (_, _, tip) in zip(places, one.points, strict=True):
             parts.append(f"<g>{mark(one.style, px, py)}<title>{escape(one.name)}: {escape(tip)}</title></g>")
-    return "".join([*parts, "</svg>"])
+        if one.label:
+            (px, py), room = places[0], 8 * len(one.label)  # to the left of the point, unless the axis is there
+            start = px - 9 - room if px - LEFT > room else px + 9
+            while any(abs(py - y) < 14 and start < x + other and x < start + room for x, y, other in written):
+                py += 7  # below a label that is there
+            written.append((start, py, room))
+            names.append(f'<text class="name" x="{start:.1f}" y="{py + 4:.1f}" style="fill: {colour}">{escape(one.label)}</text>')
+    return "".join([*parts, *names, "</svg>"])
 
 
 def colour_of(style: int) -> str:
