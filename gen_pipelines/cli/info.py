@@ -12,6 +12,7 @@ from typing import Any
 from gen_pipelines.cli import pictures
 from gen_pipelines.cli.main import Parser
 from gen_pipelines.cli.repository import Repository, count_parameters
+from gen_pipelines.hub.measured import for_card, is_evaluation
 
 
 def build_parser() -> Parser:
@@ -124,9 +125,7 @@ def read_metrics(card: dict[str, Any], evaluation: dict[str, Any] | None) -> dic
         for result in model.get("results") or []:
             for metric in result.get("metrics") or []:
                 metrics[metric.get("name") or metric.get("type")] = metric.get("value")
-    if isinstance((evaluation or {}).get("protocol"), dict):  # written by gen-pipelines evaluate
-        from gen_pipelines.evaluation.report import for_card
-
+    if evaluation is not None and is_evaluation(evaluation):
         return metrics | for_card(evaluation)["metrics"]
     return metrics | {name: value for name, value in (evaluation or {}).items() if isinstance(value, int | float | str)}
 

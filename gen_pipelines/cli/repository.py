@@ -86,9 +86,11 @@ class Folder(Repository):
         return read_shapes(self.path / file)
 
     def fingerprint(self) -> str:
-        """SHA-256 over what decides the pictures: every config, tokenizer and weight file (not the card, nor anything hidden)."""
+        """SHA-256 over what decides the pictures: every config, tokenizer and weight file (no card, evaluation or hidden file)."""
         whole = hashlib.sha256()
         for file in self.files():
+            if re.fullmatch(r"evaluation[^/]*\.json", file):
+                continue
             if file.endswith((".json", ".safetensors", ".txt", ".model")) and not any(part.startswith(".") for part in file.split("/")):
                 with open(self.path / file, "rb") as stream:
                     whole.update(f"{file}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())

@@ -6,9 +6,12 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .measured import for_card, is_evaluation
 
 LIBRARY_NAME = "gen-pipelines"
 CARD_NAME = "README.md"
@@ -114,7 +117,7 @@ def with_evaluation(text: str, evaluation: Mapping[str, Any]) -> str:
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=str(evaluation["split"]) if evaluation.get("split") else None,
-            metric_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "metric",
+            metric_type=re.sub(r"[^a-z0-9]+", "-", _plain(name).lower()).strip("-") or "metric",
             metric_name=name,
             metric_value=value,
         )
@@ -157,6 +160,8 @@ def with_name(text: str, name: str) -> str:
 
 def measured(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
     """What an evaluation measured, and what it was measured with."""
+    if is_evaluation(evaluation):
+        evaluation = for_card(evaluation)
     nested = evaluation.get("metrics")
     if isinstance(nested, Mapping):
         flat = {str(k): v.get("value") if isinstance(v, Mapping) else v for k, v in nested.items()}
@@ -190,6 +195,11 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(text: str) -> str:
+    """Letters without their accents."""
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def _digest(text: str) -> str:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from gen_pipelines import AutoPipeline, DiffusionImagePipeline, VAEModel, VAEPipeline, evaluate
 from gen_pipelines.cli.main import main
+from gen_pipelines.cli.repository import Repository
 from gen_pipelines.evaluation import evaluate as module
 from gen_pipelines.evaluation.flows import is_flow, straightness
 from gen_pipelines.evaluation.reference import Reference
@@ -238,15 +239,16 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_drawn(reference, op
 def test_the_command_and_the_card(digits, tmp_path, capsys):
     VAEPipeline(tiny_vae()).save_pretrained(tmp_path / "vae", license="apache-2.0")
     words = ["evaluate", str(tmp_path / "vae"), "--dataset", str(digits), "--num", "20", "--likelihood", "0"]
-    out = tmp_path / "vae" / "evaluation.json"
+    out, fingerprint = tmp_path / "vae" / "evaluation.json", Repository.open(str(tmp_path / "vae")).fingerprint()
     assert main([*words, "--out", str(out), "--card"]) == 0
     said = capsys.readouterr()
     assert said.out.split() == [str(out)] and "Fréchet distance" in said.err
     result, card = read_evaluation(tmp_path / "vae"), (tmp_path / "vae" / "README.md").read_text()
     assert f"| Fréchet distance (mnist-classifier features) | {result['metrics']['frechet_distance']:.4g}" in card
-    assert "model-index" in card and "coverage" in card and result["model"] == "vae"
+    assert "type: frechet-distance-mnist-classifier-features" in card and "coverage" in card and result["model"] == "vae"
     write_card(tmp_path / "vae", result)
     assert (tmp_path / "vae" / "README.md").read_text() == card  # once is as good as twice
+    assert Repository.open(str(tmp_path / "vae")).fingerprint() == fingerprint  # numbers make no other model of it
     assert main(["info", str(tmp_path / "vae")]) == 0 and "Fréchet distance" in capsys.readouterr().out
 
 
