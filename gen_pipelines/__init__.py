@@ -33,6 +33,7 @@ _EXPORTS: dict[str, str] = {
     "GenerativeModel": ".models.base",
     "ADMUNet2DModel": ".models.denoisers.adm_unet",
     "DiTModel": ".models.denoisers.dit",
+    "ADMClassifier": ".models.classifiers.adm_classifier",
     "VAEModel": ".models.autoencoders.vae",
     "VQVAEModel": ".models.autoencoders.vq_vae",
     "PixelCNNPrior": ".models.priors.pixel_cnn",

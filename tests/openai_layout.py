@@ -209,6 +209,15 @@ class Forward:
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         self.context = context  # (B, L, width), for latent diffusion's transformers
+        skips, time = self.down(x, t, labels)
+        x, period = skips.pop(), self.layers + 1
+        for k in range(self.levels * period):
+            last = k % period == self.layers and k < self.levels * period - 1
+            x = self.block(torch.cat([x, skips.pop()], 1), time, f"output_blocks.{k}", "up" if last else None, self.up_heads)
+        return self.conv(F.silu(self.norm(x, "out.0")), "out.2")
+
+    def down(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """What every input block gives, then the middle; and the embedded time."""
         width = self.s["time_embed.0.weight"].shape[1]
         angles = t.float()[:, None] * 10000.0 ** (-torch.arange(width // 2) / (width // 2))
         time = self.linear(F.silu(self.linear(torch.cat([angles.cos(), angles.sin()], 1), "time_embed.0")), "time_embed.2")
@@ -222,7 +231,4 @@ class Forward:
             skips.append(x)
         x = self.residual(x, time, "middle_block.0")
         x = self.residual(self.attention(x, "middle_block.1", self.heads), time, "middle_block.2")
-        for k in range(self.levels * period):
-            last = k % period == self.layers and k < self.levels * period - 1
-            x = self.block(torch.cat([x, skips.pop()], 1), time, f"output_blocks.{k}", "up" if last else None, self.up_heads)
-        return self.conv(F.silu(self.norm(x, "out.0")), "out.2")
+        return [*skips, x], time

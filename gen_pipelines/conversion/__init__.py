@@ -18,6 +18,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "stylegan2_ada": (".stylegan2_ada", "StyleGAN2Ada"),
     "stylegan3": (".stylegan3", "StyleGAN3"),
     "openai_unet": (".openai_unet", "OpenAIUNet"),
+    "openai_classifier": (".openai_classifier", "OpenAIClassifier"),
     "dit": (".dit", "DiT"),
     "ldm": (".ldm", "LatentDiffusion"),
     "stylegan2_tf": (".stylegan2_tf", "StyleGAN2TF"),

@@ -60,7 +60,7 @@ class Recipe:
         """The new state dict, without copies: what has to be computed is so when it is written."""
         made: dict[str, Tensor | Made] = {}
         for target, (key, change) in self.entries.items():
-            if change is _same or change is squeeze:
+            if change in (_same, squeeze, rows_first):
                 made[target] = change(source[key])
                 continue
             shape = change(torch.empty_like(source[key], device="meta")).shape
@@ -79,6 +79,11 @@ def _same(tensor: Tensor) -> Tensor:
 def squeeze(tensor: Tensor) -> Tensor:
     """A 1 x 1 convolution's weight (out, in, 1, ...) as a linear layer's (out, in)."""
     return tensor.flatten(1)
+
+
+def rows_first(tensor: Tensor) -> Tensor:
+    """The transpose of a matrix, as a view."""
+    return tensor.T
 
 
 def rows_by_kind(tensor: Tensor, num_heads: int) -> Tensor:
@@ -130,11 +135,12 @@ def _blocks(keys: Any, name: str) -> list[int]:
     return sorted({int(m[2]) for key in keys if (m := _NUMBER.match(key)) and m[1] == name})
 
 
-def layout_of(state: Mapping[str, Tensor]) -> Layout:
+def layout_of(state: Mapping[str, Tensor], layers: int | None = None) -> Layout:
     """Reads a state dict's layout.
 
     Args:
         state: key -> tensor, or anything with `shape`.
+        layers: residual blocks per level, of an encoder alone whose shapes fit several numbers.
     Raises:
         ValueError: the keys are not those of this U-Net, or contradict each other; the message names the first that does.
     """
@@ -150,7 +156,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
     elif gaps:
         resample, layers = "pool", gaps[0] - 1
     else:
-        resample, layers = _residual(state, count, has_decoder)
+        resample, layers = _residual(state, count, has_decoder, layers)
     if layers < 1 or count % (layers + 1):
         raise ValueError(f"OpenAI's U-Net: {count} input blocks are not levels of {layers} residual blocks and a change of size.")
     levels = count // (layers + 1)
@@ -183,7 +189,7 @@ def layout_of(state: Mapping[str, Tensor]) -> Layout:
     )
 
 
-def _residual(state: Mapping[str, Tensor], count: int, has_decoder: bool) -> tuple[str, int]:
+def _residual(state: Mapping[str, Tensor], count: int, has_decoder: bool, said: int | None) -> tuple[str, int]:
     """(kind, residual blocks per level) of a network whose input blocks all have weights and none of which is a strided convolution."""
     if has_decoder:  # the first output block with a second residual block, or with a convolution, is the last of its level
         for k in _blocks(state, "output_blocks"):
@@ -192,9 +198,14 @@ def _residual(state: Mapping[str, Tensor], count: int, has_decoder: bool) -> tup
         return "conv", count - 1  # one level
     # without a way up only widths and attention tell a block that halves the size; try what fits all of them
     fitting = [layers for layers in range(1, count) if count % (layers + 1) == 0 and _fits(state, count, layers)]
+    if said is not None:
+        fitting = [layers for layers in fitting if layers == said]
     if not fitting:
-        raise ValueError(f"OpenAI's U-Net: {count} input blocks are not levels of residual blocks.")
-    return "residual", min(fitting)
+        of = "residual blocks" if said is None else f"{said} residual blocks"
+        raise ValueError(f"OpenAI's U-Net: {count} input blocks are not levels of {of}.")
+    if len(fitting) > 1:
+        raise ValueError(f"{count} input blocks may be levels of {' or '.join(map(str, fitting))} residual blocks: give classifier_depth.")
+    return "residual", fitting[0]
 
 
 def _fits(state: Mapping[str, Tensor], count: int, layers: int) -> bool:
