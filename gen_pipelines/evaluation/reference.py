@@ -94,7 +94,7 @@ class Reference:
                 of `split`, at most 10,000 rows, chosen at random and not measured against.
             resolution, channels: as the model draws them; larger pictures are resized with antialiasing and cropped.
             image_column: None: "image", or else the only column of pictures.
-            label_column: None: "label", where there is such a column.
+            label_column: None: "label", where there is such a column of whole numbers.
             text_column: captions, for models that draw from prompts.
             background: the colour under transparent pixels.
             classes: only pictures of these labels.
@@ -102,7 +102,7 @@ class Reference:
             ValueError: no such data set, split or column, or no picture of a class; the message lists what there is.
         """
         image_column = image_column or _first_column(name, split)
-        if label_column is None and "label" in load_rows(DataConfig(name, split, image_column)).column_names:
+        if label_column is None and _is_number(load_rows(DataConfig(name, split, image_column)), "label"):
             label_column = "label"
         config = DataConfig(
             name, split, image_column, text_column, label_column, resolution=resolution, channels=channels, background=background
@@ -239,6 +239,12 @@ def _first_column(name: str, split: str) -> str:
             except ValueError:
                 continue
         raise
+
+
+def _is_number(rows: Any, column: str) -> bool:
+    """Whether a column holds whole numbers, as labels are."""
+    kind = (rows.features or {}).get(column)
+    return str(getattr(kind, "dtype", "")).startswith(("int", "uint"))
 
 
 def _try(config: DataConfig) -> Any:

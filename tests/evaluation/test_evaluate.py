@@ -196,6 +196,56 @@ def test_straightness_is_its_definition():
     assert_close(far.float(), displacement.square().mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
+def vq_vae():
+    from gen_pipelines import TransformerPrior, VQVAEModel, VQVAEPipeline
+
+    sizes = {"downsample_factors": (2, 2), "hidden_channels": 8, "layers_per_block": 1, "residual_channels": 4, "num_embeddings": 16}
+    return VQVAEPipeline(
+        VQVAEModel(sample_size=16, embedding_dim=4, **sizes), TransformerPrior(16, (4, 4), 10, width=16, num_layers=1, num_heads=2),
+        TransformerPrior(16, (8, 8), 10, [[4, 4]], width=16, num_layers=1, num_heads=2),
+    )  # fmt: skip
+
+
+def one_of_each():
+    """(family, a pipeline of grey pictures of 16 x 16, its kind of likelihood, evaluations per picture), with weights at random."""
+    import gen_pipelines as gp
+
+    small = {"in_channels": 1, "sample_size": 16, "num_levels": 2, "hidden_channels": 8}
+    yield "vae", VAEPipeline(VAEModel(sample_size=16, latent_dim=4, block_out_channels=(8,), layers_per_block=1)), "elbo", 1
+    yield "vq_vae", vq_vae(), "elbo", 80
+    yield "gan", gp.GANPipeline(gp.DCGANGenerator(16, 1, latent_dim=8, base_channels=4, num_classes=10)), None, 1
+    style = gp.StyleGAN2Generator(16, 1, 8, 8, channel_base=128, channel_max=16, num_mapping_layers=2)
+    yield "stylegan", gp.StyleGANPipeline(style), None, 1
+    yield "glow", gp.GlowPipeline(gp.GlowModel(num_steps=1, **small)), "exact", 1
+    yield "realnvp", gp.GlowPipeline(gp.RealNVPModel(num_couplings=1, num_blocks=0, **small)), "exact", 1
+
+
+def test_every_family(digits, tmp_path):
+    """Draws, measures and takes the likelihood; or says that there is none. Diffusion is above."""
+    from gen_pipelines import ConvClassifier
+
+    ConvClassifier(sample_size=16, base_channels=2, feature_dim=6).save_pretrained(tmp_path / "extractor")
+    data = Reference.open(str(digits), resolution=16, channels=1)
+    for family, pipe, kind, evaluations in one_of_each():
+        options = {"num": 12, "likelihood": 4, "batch_size": 6, "extractor": str(tmp_path / "extractor"), "progress": False}
+        result = evaluate(pipe, data, name=family, **options)
+        assert math.isfinite(result["metrics"]["frechet_distance"]), family
+        found = result["likelihood"]
+        assert found.get("kind") == kind and (kind is None) == ("reason" in found), (family, found)
+        assert result["cost"]["evaluations_per_picture"] == evaluations, family
+        again = evaluate(pipe, data, name=family, **options)
+        assert without_cost(again) == without_cost(result), family
+
+
+def test_labels_that_are_words_are_left_alone(digits, tmp_path):
+    import datasets
+
+    rows = datasets.load_dataset(str(digits), split="train").map(lambda row: {"label": str(row["label"])}, features=None)
+    rows.cast_column("label", datasets.Value("string")).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    data = Reference.open(str(tmp_path), resolution=28, channels=1)
+    assert data.reference.labels is None and data.labels(3, 0) is None
+
+
 def test_single_classes(digits):
     some = Reference.open(str(digits), resolution=28, channels=1, classes=[3, 5])
     assert set(some.reference.labels) == set(some.held_out.labels) == {3, 5} == set(some.labels(50, 0))
