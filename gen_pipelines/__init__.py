@@ -36,6 +36,8 @@ _EXPORTS: dict[str, str] = {
     "ADMClassifier": ".models.classifiers.adm_classifier",
     "VAEModel": ".models.autoencoders.vae",
     "VQVAEModel": ".models.autoencoders.vq_vae",
+    "ScoreUNetModel": ".models.denoisers.score_unet",
+    "EDM2UNetModel": ".models.denoisers.edm2_unet",
     "PixelCNNPrior": ".models.priors.pixel_cnn",
     "PixelSNAILPrior": ".models.priors.pixel_snail",
     "TransformerPrior": ".models.priors.transformer",

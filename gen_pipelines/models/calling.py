@@ -243,6 +243,8 @@ def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
 _CALLERS: dict[str, Callable[[nn.Module, Tensor, Tensor | float, Condition | None, nn.Module], Tensor]] = {
     "UNet2DModel": _unet_2d,
     "ADMUNet2DModel": _unet_2d,
+    "ScoreUNetModel": _unet_2d,
+    "EDM2UNetModel": _unet_2d,
     "UNet2DConditionModel": _unet_2d_condition,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,

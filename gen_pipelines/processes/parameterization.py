@@ -61,6 +61,7 @@ TIME_INPUTS: dict[str, TimeInput] = {
     "999 (1 - t)": TimeInput("unit", lambda t, p: 999 * (1 - t), lambda c, p: 1 - c / 999),
     "sigma": TimeInput("sigma", _sigma_of_t, _t_of_sigma),
     "log(sigma)/4": TimeInput("sigma", lambda t, p: _log(_sigma_of_t(t, p)) / 4, lambda c, p: _t_of_sigma(_exp(c * 4), p)),
+    "log(sigma/2)": TimeInput("sigma", lambda t, p: _log(_sigma_of_t(t, p) / 2), lambda c, p: _t_of_sigma(2 * _exp(c), p)),
     "250 log(sigma)": TimeInput("sigma", lambda t, p: 250 * _log(_sigma_of_t(t, p)), lambda c, p: _t_of_sigma(_exp(c / 250), p)),
 }
 

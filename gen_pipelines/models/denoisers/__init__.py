@@ -1,1 +1,1 @@
-"""Denoisers that diffusers does not have. Empty so far: U-Nets and transformers come from diffusers."""
+"""Denoisers that diffusers does not have, or not with every setting: U-Nets and transformers."""

@@ -1,0 +1,294 @@
+"""The U-Nets of score_sde_pytorch, EDM and EDM2, said again as functions of their weights by name.
+
+Whoever runs one gets its weights too: they are drawn when they are first asked for, under the name and in the shape of the foreign layout.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+class Weights(dict):
+    """Weights by name, drawn where they are missing, in the order in which they are asked for."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, name, *shape):
+        if name not in self:
+            draw = torch.randn(shape, generator=self.generator)
+            self[name] = 0.3 * draw if len(shape) < 2 else draw / math.sqrt(draw[0].numel())
+        return self[name]
+
+
+def resample(x, direction, taps):
+    """Zeros in between, a filter, every second pixel; the filter is symmetric and means are kept."""
+    taps = torch.tensor(taps, dtype=x.dtype)
+    kernel = torch.outer(taps, taps) / taps.sum() ** 2
+    if direction == "up":
+        wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+        wide[:, :, ::2, ::2] = 4 * x
+        before, after = len(taps) // 2, (len(taps) - 1) // 2
+        return each_channel(F.pad(wide, (before, after, before, after)), kernel)
+    side = len(taps) // 2 - 1
+    return each_channel(F.pad(x, (side,) * 4), kernel)[:, :, ::2, ::2]
+
+
+def each_channel(x, kernel):
+    return F.conv2d(x, kernel.expand(x.shape[1], 1, *kernel.shape), groups=x.shape[1])
+
+
+def sinusoid(t, count, last_is_slowest):
+    half = count // 2
+    angles = t[:, None] * 10000.0 ** (-torch.arange(half) / (half - last_is_slowest))
+    return angles.sin(), angles.cos()
+
+
+def pointwise_attention(q, k, v, heads):
+    """Each (B, C, H, W), its channels heads after one another."""
+    split = lambda z: z.reshape(len(z), heads, -1, z.shape[2] * z.shape[3])
+    q, k, v = split(q), split(k), split(v)
+    return torch.einsum("bhcj,bhij->bhci", v, torch.softmax(torch.einsum("bhci,bhcj->bhij", q, k) / math.sqrt(q.shape[2]), dim=-1))
+
+
+class Song:
+    """DDPM++ and NCSN++ (BigGAN's blocks), in the numbered layout of score_sde_pytorch or the named one of EDM."""
+
+    eps = 1e-6
+
+    def __init__(self, weights, numbered, *, base, widths, layers, attention, size, fourier=False, taps=(1, 1), input="none", output="none",
+                 classes=0, channels=3):  # fmt: skip
+        self.w, self.numbered, self.count = weights, numbered, 0
+        self.base, self.widths, self.layers, self.attention, self.size = base, widths, layers, attention, size
+        self.fourier, self.taps, self.input, self.output, self.classes, self.channels = fourier, taps, input, output, classes, channels
+
+    def next(self, name):
+        """The prefix of a module: its number, or its name."""
+        self.count += 1
+        return f"all_modules.{self.count - 1}" if self.numbered else name
+
+    def affine(self, name, x, out, *kernel):
+        weight = self.w(f"{name}.weight", out, x.shape[1], *kernel)
+        bias = self.w(f"{name}.bias", out)
+        return F.conv2d(x, weight, bias, padding=kernel[0] // 2) if kernel else F.linear(x, weight, bias)
+
+    def nin(self, name, x, out):
+        weight, bias = self.w(f"{name}.W", x.shape[1], out), self.w(f"{name}.b", out)
+        return torch.einsum("bchw,cd->bdhw", x, weight) + bias[:, None, None]
+
+    def norm(self, name, x):
+        channels = x.shape[1]
+        if f"{name}.weight" not in self.w:
+            self.w[f"{name}.weight"] = 1 + self.w(f"{name}.weight", channels)
+        return F.group_norm(x, min(channels // 4, 32), self.w[f"{name}.weight"], self.w(f"{name}.bias", channels), self.eps)
+
+    def block(self, name, x, time, out, direction=None):
+        name = self.next(name)
+        part = dict(zip(("norm0", "conv0", "time", "norm1", "conv1", "skip"), (
+            ("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2") if self.numbered
+            else ("norm0", "conv0", "affine", "norm1", "conv1", "skip")), strict=True))  # fmt: skip
+        moved = (lambda z: resample(z, direction, self.taps)) if direction else (lambda z: z)
+        h = self.affine(f"{name}.{part['conv0']}", moved(F.silu(self.norm(f"{name}.{part['norm0']}", x))), out, 3, 3)
+        h = h + self.affine(f"{name}.{part['time']}", time, out)[:, :, None, None]
+        h = self.affine(f"{name}.{part['conv1']}", F.silu(self.norm(f"{name}.{part['norm1']}", h)), out, 3, 3)
+        if direction or x.shape[1] != out:
+            x = self.affine(f"{name}.{part['skip']}", moved(x), out, 1, 1)
+        return (x + h) / math.sqrt(2)
+
+    def attend(self, name, x):
+        channels = x.shape[1]
+        if self.numbered:
+            name = self.next("")
+            h = self.norm(f"{name}.GroupNorm_0", x)
+            q, k, v = (self.nin(f"{name}.NIN_{i}", h, channels) for i in range(3))
+        else:  # a part of the block; queries, keys and values take turns
+            qkv = self.affine(f"{name}.qkv", self.norm(f"{name}.norm2", x), 3 * channels, 1, 1)
+            q, k, v = qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3]
+        h = pointwise_attention(q, k, v, 1).reshape(x.shape)
+        h = self.nin(f"{name}.NIN_3", h, channels) if self.numbered else self.affine(f"{name}.proj", h, channels, 1, 1)
+        return (x + h) / math.sqrt(2)
+
+    def time(self, t, labels):
+        if self.fourier:
+            name = f"{self.next('')}.W" if self.numbered else "map_noise.freqs"
+            angles = 2 * math.pi * t[:, None] * self.w(name, self.base)
+            features = torch.cat([angles.sin(), angles.cos()], 1)
+        else:
+            features = torch.cat(sinusoid(t, self.base, 1), 1)
+        if self.classes:
+            one_hot = F.one_hot(labels, self.classes).float() * math.sqrt(self.classes)
+            features = features + self.affine("map_label", one_hot, features.shape[1])
+        time = F.silu(self.affine(self.next("map_layer0"), features, 4 * self.base))
+        return F.silu(self.affine(self.next("map_layer1"), time, 4 * self.base))
+
+    def __call__(self, x, t, labels=None):
+        """x: (B, C, size, size); t: what is embedded, (B,)."""
+        self.count = 0
+        time = self.time(t, labels)
+        shrunk, size = x, self.size
+        h = self.affine(self.next(f"enc.{size}x{size}_conv"), x, self.base, 3, 3)
+        skips = [h]
+        for i, width in enumerate(self.widths):
+            if i:
+                size //= 2
+                h = self.block(f"enc.{size}x{size}_down", h, time, h.shape[1], "down")
+                if self.input == "residual":
+                    name = self.next(f"enc.{size}x{size}_aux_residual") + (".Conv2d_0" if self.numbered else "")
+                    kernel = torch.outer(*2 * [torch.tensor(self.taps, dtype=x.dtype)]) / sum(self.taps) ** 2
+                    weight, bias = self.w(f"{name}.weight", h.shape[1], shrunk.shape[1], 3, 3), self.w(f"{name}.bias", h.shape[1])
+                    shrunk = F.conv2d(each_channel(F.pad(shrunk, (2, 2, 2, 2)), kernel), weight, bias, stride=2)
+                    h = shrunk = (shrunk + h) / math.sqrt(2)
+                elif self.input == "input_skip":
+                    shrunk = resample(shrunk, "down", self.taps)
+                    name = self.next(f"enc.{size}x{size}_aux_skip") + (".Conv_0" if self.numbered else "")
+                    h = h + self.affine(name, shrunk, h.shape[1], 1, 1)
+                skips.append(h)
+            for j in range(self.layers):
+                name = f"enc.{size}x{size}_block{j}"
+                h = self.block(name, h, time, width)
+                h = self.attend(name, h) if i in self.attention else h
+                skips.append(h)
+        name = f"dec.{size}x{size}_in"
+        h = self.attend(f"{name}0", self.block(f"{name}0", h, time, h.shape[1]))
+        h = self.block(f"{name}1", h, time, h.shape[1])
+        grown = None
+        for i in reversed(range(len(self.widths))):
+            size = self.size >> i
+            if i + 1 < len(self.widths):
+                h = self.block(f"dec.{size}x{size}_up", h, time, h.shape[1], "up")
+            for j in range(self.layers + 1):
+                name = f"dec.{size}x{size}_block{j}"
+                h = self.block(name, torch.cat([h, skips.pop()], 1), time, self.widths[i])
+            h = self.attend(name, h) if i in self.attention else h
+            if self.output == "output_skip" or i == 0:
+                more = F.silu(self.norm(self.next(f"dec.{size}x{size}_aux_norm"), h))
+                more = self.affine(self.next(f"dec.{size}x{size}_aux_conv"), more, self.channels, 3, 3)
+                grown = more if grown is None else resample(grown, "up", self.taps) + more
+        return grown
+
+
+class Dhariwal(Song):
+    """ADM in EDM's layout: scale and shift from the time, heads of 64 channels, attention behind each block of its resolutions."""
+
+    eps = 1e-5
+
+    def block(self, name, x, time, out, direction=None):
+        moved = (lambda z: resample(z, direction, (1, 1))) if direction else (lambda z: z)
+        h = self.affine(f"{name}.conv0", moved(F.silu(self.norm(f"{name}.norm0", x))), out, 3, 3)
+        scale, shift = self.affine(f"{name}.affine", time, 2 * out)[:, :, None, None].chunk(2, 1)
+        h = F.silu(self.norm(f"{name}.norm1", h) * (1 + scale) + shift)
+        h = self.affine(f"{name}.conv1", h, out, 3, 3)
+        return h + (self.affine(f"{name}.skip", moved(x), out, 1, 1) if x.shape[1] != out else moved(x))
+
+    def attend(self, name, x):
+        channels = x.shape[1]
+        qkv = self.affine(f"{name}.qkv", self.norm(f"{name}.norm2", x), 3 * channels, 1, 1)
+        h = pointwise_attention(qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3], channels // 64).reshape(x.shape)
+        return x + self.affine(f"{name}.proj", h, channels, 1, 1)
+
+    def __call__(self, x, t, labels=None):
+        sin, cos = sinusoid(t, self.base, 0)
+        time = self.affine("map_layer1", F.silu(self.affine("map_layer0", torch.cat([cos, sin], 1), 4 * self.base)), 4 * self.base)
+        if self.classes:
+            time = time + F.linear(F.one_hot(labels, self.classes).float(), self.w("map_label.weight", 4 * self.base, self.classes))
+        time, size = F.silu(time), self.size
+        h = self.affine(f"enc.{size}x{size}_conv", x, self.base, 3, 3)
+        skips = [h]
+        for i, width in enumerate(self.widths):
+            if i:
+                size //= 2
+                h = self.block(f"enc.{size}x{size}_down", h, time, h.shape[1], "down")
+                skips.append(h)
+            for j in range(self.layers):
+                h = self.block(f"enc.{size}x{size}_block{j}", h, time, width)
+                h = self.attend(f"enc.{size}x{size}_block{j}", h) if i in self.attention else h
+                skips.append(h)
+        h = self.attend(f"dec.{size}x{size}_in0", self.block(f"dec.{size}x{size}_in0", h, time, h.shape[1]))
+        h = self.block(f"dec.{size}x{size}_in1", h, time, h.shape[1])
+        for i in reversed(range(len(self.widths))):
+            size = self.size >> i
+            if i + 1 < len(self.widths):
+                h = self.block(f"dec.{size}x{size}_up", h, time, h.shape[1], "up")
+            for j in range(self.layers + 1):
+                h = self.block(f"dec.{size}x{size}_block{j}", torch.cat([h, skips.pop()], 1), time, self.widths[i])
+                h = self.attend(f"dec.{size}x{size}_block{j}", h) if i in self.attention else h
+        return self.affine("out_conv", F.silu(self.norm("out_norm", h)), self.channels, 3, 3)
+
+
+class Magnitude:
+    """EDM2's network, in its layout, with what its paper sets (figure 21 and appendix B)."""
+
+    def __init__(self, weights, *, base, mults, layers, attention, size, head, classes=0, channels=4):
+        self.w, self.base, self.mults, self.layers, self.attention = weights, base, mults, layers, attention
+        self.size, self.head, self.classes, self.channels = size, head, classes, channels
+
+    @staticmethod
+    def unit(x, dim):
+        return x / (1e-4 + x.pow(2).mean(dim, keepdim=True).sqrt())
+
+    def weigh(self, name, x, out, *kernel, gain=1.0):
+        weight = self.w(f"{name}.weight", out, x.shape[1], *kernel)
+        weight = self.unit(weight.flatten(1), 1).view_as(weight) / math.sqrt(weight[0].numel()) * gain
+        return F.conv2d(x, weight, padding=kernel[0] // 2) if kernel else x @ weight.T
+
+    @staticmethod
+    def act(x):
+        return F.silu(x) / 0.596
+
+    @staticmethod
+    def mix(a, b, t):
+        return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
+
+    def fourier(self, name, t, count):
+        return math.sqrt(2) * torch.cos(torch.outer(t, self.w(f"{name}.freqs", count)) + self.w(f"{name}.phases", count))
+
+    def block(self, name, x, time, out, encoder, direction=None, attention=False):
+        x = resample(x, direction, (1, 1)) if direction else x
+        brought = lambda z: self.weigh(f"{name}.conv_skip", z, out, 1, 1) if z.shape[1] != out else z
+        x = self.unit(brought(x), 1) if encoder else x
+        h = self.weigh(f"{name}.conv_res0", self.act(x), out, 3, 3)
+        scale = 1 + self.weigh(f"{name}.emb_linear", time, out, gain=self.w(f"{name}.emb_gain"))
+        h = self.weigh(f"{name}.conv_res1", self.act(h * scale[:, :, None, None]), out, 3, 3)
+        x = self.mix(x if encoder else brought(x), h, 0.3)
+        if attention:
+            qkv = self.weigh(f"{name}.attn_qkv", x, 3 * out, 1, 1)
+            q, k, v = (self.unit(part.reshape(len(x), out // self.head, self.head, -1), 2).reshape(x.shape)
+                       for part in (qkv[:, 0::3], qkv[:, 1::3], qkv[:, 2::3]))  # fmt: skip
+            h = pointwise_attention(q, k, v, out // self.head).reshape(x.shape)
+            x = self.mix(x, self.weigh(f"{name}.attn_proj", h, out, 1, 1), 0.3)
+        return x.clamp(-256, 256)
+
+    def __call__(self, x, t, labels=None):
+        widths = [self.base * mult for mult in self.mults]
+        time = self.weigh("unet.emb_noise", self.fourier("unet.emb_fourier", t, self.base), max(widths))
+        if self.classes:
+            one_hot = F.one_hot(labels, self.classes).float() * math.sqrt(self.classes)
+            time = self.mix(time, self.weigh("unet.emb_label", one_hot, max(widths)), 0.5)
+        time, size = self.act(time), self.size
+        h = self.weigh(f"unet.enc.{size}x{size}_conv", torch.cat([x, torch.ones_like(x[:, :1])], 1), self.base, 3, 3)
+        skips = [h]
+        for i, width in enumerate(widths):
+            size = self.size >> i
+            if i:
+                h = self.block(f"unet.enc.{size}x{size}_down", h, time, h.shape[1], True, "down")
+                skips.append(h)
+            for j in range(self.layers):
+                h = self.block(f"unet.enc.{size}x{size}_block{j}", h, time, width, True, attention=i in self.attention)
+                skips.append(h)
+        h = self.block(f"unet.dec.{size}x{size}_in0", h, time, h.shape[1], False, attention=True)
+        h = self.block(f"unet.dec.{size}x{size}_in1", h, time, h.shape[1], False)
+        for i in reversed(range(len(widths))):
+            size = self.size >> i
+            if i + 1 < len(widths):
+                h = self.block(f"unet.dec.{size}x{size}_up", h, time, h.shape[1], False, "up")
+            for j in range(self.layers + 1):
+                skip = skips.pop()
+                a, b = h.shape[1], skip.shape[1]
+                h = torch.cat([h * math.sqrt((a + b) / (2 * a)), skip * math.sqrt((a + b) / (2 * b))], 1)
+                h = self.block(f"unet.dec.{size}x{size}_block{j}", h, time, widths[i], False, attention=i in self.attention)
+        return self.weigh("unet.out_conv", h, self.channels, 3, 3, gain=self.w("unet.out_gain"))
+
+    def uncertainty(self, t):
+        return self.weigh("logvar_linear", self.fourier("logvar_fourier", t, 128), 1)[:, 0]
