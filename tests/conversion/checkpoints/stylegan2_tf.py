@@ -30,6 +30,16 @@ def tf(tensor):
     return array.contiguous().numpy() if array.ndim else array.numpy()[()]
 
 
+def waved(parts):
+    """Other numbers in place: waves by the order of the names, those of the mapping's layers larger, as its small learning rate asks."""
+    names = sorted(prefix + name for prefix, table in parts.items() for name in table if name != "lod")
+    for prefix, table in parts.items():
+        for name in table:
+            if name != "lod":
+                value = fakes.wave(table[name].shape, names.index(prefix + name))
+                table[name] = (value * (100 if f"{prefix}{name}".startswith("mapping/Dense") else 1)).numpy()[()]
+
+
 def networks():
     discriminator = network(StyleGAN2Discriminator, DISCRIMINATOR, 1)
     return {"generator": network(StyleGAN2Generator, GENERATOR), "discriminator": discriminator}
@@ -44,7 +54,7 @@ def modulated(state, layer, name):
         yield f"{name}/noise_strength", tf(state[f"{layer}.noise_strength"])
 
 
-def write(folder, protocol=4, **changes):
+def write(folder, protocol=4, waves=False, **changes):
     made = networks()
     g, d = made["generator"].state_dict(), made["discriminator"].state_dict()
     synthesis = {"lod": tf(g["mapping.w_avg"][0] * 0), "4x4/Const/const": g["synthesis.b4.const"][None].numpy()}
@@ -61,9 +71,11 @@ def write(folder, protocol=4, **changes):
         places |= {f"b{size}.{k}": f"{size}x{size}/{v}" for k, v in (("conv0", "Conv0"), ("conv1", "Conv1_down"), ("skip", "Skip"))}
     for ours, theirs in places.items():
         critic |= {f"{theirs}/{leaf}": tf(d[f"{ours}.{leaf}"]) for leaf in ("weight", "bias") if f"{ours}.{leaf}" in d}
+    own = {"lod": 0.0, "dlatent_avg": tf(g["mapping.w_avg"])}
+    if waves:
+        waved({"": own, "synthesis/": synthesis, "mapping/": mapping})
     with fakes.modules(dnnlib__tflib__network={"Network": Network}, **fakes.NVIDIA):
         parts = {"synthesis": Network("G_synthesis", synthesis, resolution=16), "mapping": Network("G_mapping", mapping)}
-        own = {"lod": 0.0, "dlatent_avg": tf(g["mapping.w_avg"])}
         gs = Network("Gs", own, parts, resolution=16, num_channels=3, label_size=0, fmap_base=64, truncation_psi=0.5, **changes)
         path = folder / "network.pkl"
         path.write_bytes(pickle.dumps((gs, Network("D", critic, resolution=16, architecture="resnet", label_size=0), gs), protocol))
