@@ -31,15 +31,16 @@ _BUFFERS = frozenset(
     sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance posterior_log_variance_clipped posterior_mean_coef1
     posterior_mean_coef2 lvlb_weights logvar scale_factor""".split()
 )
+_SD = {"scale_factor": 0.18215, "betas": (0.00085, 0.012, 1000)}
 # what is known of the published files, all of which are called model.ckpt
 PRESETS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("celeba256", "ffhq256", "lsun_beds256"), {"image_size": 64, "num_head_channels": 32, "scale_factor": 1.0}),
     "lsun_churches256": {"image_size": 32, "num_heads": 8},
     "cin256": {"image_size": 32, "num_head_channels": 32, "scale_factor": 1.0},
     "cin256-v2": {"image_size": 64, "num_heads": 1, "scale_factor": 1.0},
-    "stable-diffusion-1": {"image_size": 64, "num_heads": 8, "scale_factor": 0.18215, "prediction": "epsilon"},
-    "stable-diffusion-2-base": {"image_size": 64, "num_head_channels": 64, "scale_factor": 0.18215, "prediction": "epsilon"},
-    "stable-diffusion-2": {"image_size": 96, "num_head_channels": 64, "scale_factor": 0.18215, "prediction": "v_prediction"},
+    "stable-diffusion-1": {"image_size": 64, "num_heads": 8, "prediction": "epsilon", **_SD},
+    "stable-diffusion-2-base": {"image_size": 64, "num_head_channels": 64, "prediction": "epsilon", **_SD},
+    "stable-diffusion-2": {"image_size": 96, "num_head_channels": 64, "prediction": "v_prediction", **_SD},
 }
 _KINDS = {"image_size": int, "num_heads": int, "num_head_channels": int, "scale_factor": float, "prediction": str, "null_class": int}
 
@@ -57,6 +58,11 @@ def path_of(betas: Tensor) -> DiscreteVPPath:
         if torch.allclose(even, betas, rtol=1e-5, atol=1e-9):
             return DiscreteVPPath(len(betas), beta_start=ends[0], beta_end=ends[1], beta_schedule="scaled_linear")
     return DiscreteVPPath(len(betas), trained_betas=tuple(betas.tolist()))
+
+
+def _path(first: float, last: float, count: int) -> DiscreteVPPath:
+    """What a training of latent diffusion calls linear."""
+    return DiscreteVPPath(count, beta_start=first, beta_end=last, beta_schedule="scaled_linear")
 
 
 def condition_config(
@@ -159,11 +165,8 @@ class LatentDiffusion(Format):
             elif key.startswith(_FIRST + "loss."):
                 plan.dropped[found.prefix + key] = "the autoencoder's loss"
         plan.dropped |= dict.fromkeys(found.others, "state of the training")
-        network = Parameterization(
-            path_of(found.betas) if found.betas is not None else DiscreteVPPath(),
-            settings["prediction"],
-            variance=None,
-        )
+        path = path_of(found.betas) if found.betas is not None else _path(*settings["betas"])
+        network = Parameterization(path, settings["prediction"])
         from ..schedulers import DDIMScheduler
 
         plan.objects["scheduler"] = DDIMScheduler(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False).bind(network)
@@ -221,24 +224,15 @@ class LatentDiffusion(Format):
 
         from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 
-        prefix = _COND + "transformer.text_model."
-        state = {key[len(_COND + "transformer."):]: value for key, value in found.keys.items() if key.startswith(prefix)}
-        if not state:
-            raise ValueError(
-                f"{checkpoint.path.name}: its text encoder is none of CLIP's in transformers' layout (Stable Diffusion 1); Stable "
-                "Diffusion 2 and XL, and latent diffusion's own BERT, are not converted."
-            )
         tokenizer = options.get("tokenizer")
+        cls, config, state, table = _text_encoder(checkpoint, found, plan)
         if tokenizer is None or not (Path(str(tokenizer)) / "vocab.json").is_file():
             raise ValueError(
                 "the tokenizer is not in the file: give --set tokenizer=FOLDER with vocab.json and merges.txt (those of "
-                "openai/clip-vit-large-patch14)."
+                "openai/clip-vit-large-patch14; of Stable Diffusion 2, whose padding differs, those of its repository)."
             )
-        cls, config, table = _clip(state)
-        plan.components["text_encoder"] = Component(cls, config, lambda: {new: state[old] for old, new in table.items()})
-        plan.used |= {f"{found.prefix}{_COND}transformer.{old}": f"text_encoder.{new}" for old, new in table.items()}
-        ids = f"{found.prefix}{prefix}embeddings.position_ids"
-        plan.dropped[ids] = "counts from 0"
+        plan.components["text_encoder"] = Component(cls, config, lambda: state)
+        plan.used |= {found.prefix + old: ", ".join(f"text_encoder.{key}" for key in new) for old, new in table.items()}
         plan.objects["tokenizer"] = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
         plan.pipeline = LatentTextToImagePipeline
         plan.init = {"default_guidance_scale": 7.5}
@@ -281,6 +275,8 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
         size = model.get("image_size", unet.get("image_size"))
         settings |= {} if size is None else {"image_size": size}
         settings["scale_factor"] = model.get("scale_factor", 1.0)
+        if {"linear_start", "linear_end"} <= set(model) and model.get("beta_schedule", "linear") == "linear":
+            settings["betas"] = (float(model["linear_start"]), float(model["linear_end"]), int(model.get("timesteps", 1000)))
         settings["prediction"] = {"eps": "epsilon", "v": "v_prediction"}.get(model.get("parameterization", "eps"), "unknown")
     if (preset := options.get("preset")) is not None:
         if preset not in PRESETS:
@@ -310,22 +306,60 @@ def _ask(checkpoint: Checkpoint, settings: dict[str, Any], found: _Found, captio
     missing = [name for name in ("image_size", "scale_factor", "prediction") if name not in settings]
     if settings.get("num_heads", -1) < 1 and settings.get("num_head_channels", -1) < 1:
         missing.append("num_heads (or num_head_channels)")
-    if found.betas is None:
-        raise ValueError(f"{checkpoint.path.name} has no betas; it is not of latent diffusion's training.")
+    if found.betas is None and "betas" not in settings:
+        missing.append("betas")
     if missing:
         raise ValueError(
             f"{checkpoint.path.name}: the file does not say {', '.join(missing)}. Give its YAML file (--config FILE), a published "
-            f"checkpoint's name (--set preset=NAME, one of {', '.join(PRESETS)}), or each by --set {missing[0].split()[0]}=..."
+            f"checkpoint's name (--set preset=NAME, one of {', '.join(PRESETS)}), or each but betas by --set {missing[0].split()[0]}=..."
         )
 
 
-def _clip(state: Mapping[str, Tensor]) -> tuple[type, dict[str, Any], dict[str, str]]:
-    """CLIP's text encoder: class, configuration from shapes (its heads have 64 channels), and source key -> target key."""
+def _text_encoder(
+    checkpoint: Checkpoint, found: _Found, plan: Plan
+) -> tuple[type, dict[str, Any], dict[str, Tensor], dict[str, list[str]]]:
+    """(class, configuration, weights, key of the file -> keys) of CLIP's text encoder, of transformers or of open_clip.
+
+    Raises:
+        ValueError: it is another.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from . import open_clip_text
+
+    with torch.device("meta"):  # some versions of transformers have the prefix, others not
+        small = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=2)
+        prefix = "" if any(key.startswith("text_model.") for key in CLIPTextModel(small).state_dict()) else "text_model."
+    theirs, opened = _COND + "transformer.", _COND + "model."
+    state = {key.removeprefix(theirs): value for key, value in found.keys.items() if key.startswith(theirs + "text_model.")}
+    if state:
+        plan.dropped |= {found.prefix + theirs + key: "counts from 0" for key in state if key.endswith("position_ids")}
+        state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+        table = {theirs + key: [key.removeprefix(prefix)] for key in state}
+        return CLIPTextModel, _clip_config(state), {key.removeprefix(prefix): value for key, value in state.items()}, table
+    state = {key.removeprefix(opened): value for key, value in found.keys.items() if key.startswith(opened)}
+    if "token_embedding.weight" not in state or "text_projection" not in state:
+        raise ValueError(f"{checkpoint.path.name}: its text encoder is none of CLIP's; Stable Diffusion XL and latent diffusion's own BERT "
+                         "are not converted.")  # fmt: skip
+    config = open_clip_text.config_from(state, {"quick_gelu": False})
+    config["num_hidden_layers"] -= 1  # Stable Diffusion 2 looks at what the last block is given, after the last norm
+    last = f"transformer.resblocks.{config['num_hidden_layers']}."
+    for key in state:
+        if key.startswith(last):
+            plan.dropped[found.prefix + opened + key] = "the last block, which Stable Diffusion 2 leaves out"
+        elif key in ("text_projection", "logit_scale", "attn_mask"):
+            plan.dropped[found.prefix + opened + key] = "of the contrastive loss, or a constant"
+    kept = {key: value for key, value in state.items() if found.prefix + opened + key not in plan.dropped}
+    table = {opened + key: [one.removeprefix(prefix) for one in names] for key, names in open_clip_text.names(kept).items()}
+    weights = {key.removeprefix(prefix): value for key, value in open_clip_text.rename(kept).items()}
+    return CLIPTextModel, config, weights, table
+
+
+def _clip_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of CLIP's text encoder as OpenAI trained it, from shapes; its heads have 64 channels."""
     depth = 1 + max(int(key.split(".")[3]) for key in state if key.startswith("text_model.encoder.layers."))
     vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
-    config = {
+    return {
         "hidden_size": width,
         "intermediate_size": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         "num_hidden_layers": depth,
@@ -335,7 +369,3 @@ def _clip(state: Mapping[str, Tensor]) -> tuple[type, dict[str, Any], dict[str, 
         "hidden_act": "quick_gelu",
         "projection_dim": width,
     }
-    with torch.device("meta"):  # some versions of transformers have the prefix, others not
-        small = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=2)
-        prefix = "" if any(key.startswith("text_model.") for key in CLIPTextModel(small).state_dict()) else "text_model."
-    return CLIPTextModel, config, {key: key.removeprefix(prefix) for key in state if not key.endswith("position_ids")}

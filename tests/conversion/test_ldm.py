@@ -132,39 +132,88 @@ def test_classes_as_the_condition_of_transformers(tmp_path, heads, depth):
         pipe(class_labels=7)
 
 
-def test_stable_diffusion_1(tmp_path):
-    from conftest import make_text_encoder, make_tokenizer
+def tokenizer_folder(folder):
+    """A folder with vocab.json, which versions of transformers do not all write."""
+    from conftest import make_tokenizer
 
-    encoder, tokenizer = make_text_encoder(), make_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    if not (tmp_path / "tokenizer/vocab.json").is_file():
-        words = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text())["model"]
-        (tmp_path / "tokenizer/vocab.json").write_text(json.dumps(words["vocab"]))
-        (tmp_path / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    make_tokenizer().save_pretrained(folder)
+    if not (folder / "vocab.json").is_file():
+        words = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+def unprefixed(key):
+    """Older transformers, which wrote these files, had everything under text_model."""
+    return key.removeprefix("text_model.")
+
+
+def test_stable_diffusion_1(tmp_path):
+    from conftest import make_text_encoder
+
+    encoder = make_text_encoder()
     width = encoder.config.hidden_size
     unet = random_state(widths=(32, 64), attention=(True, False), scale_shift=False, context=width, in_channels=4, out_channels=4)
-    text = {f"cond_stage_model.transformer.{prefixed(key)}": value for key, value in encoder.state_dict().items()}
+    text = {f"cond_stage_model.transformer.text_model.{unprefixed(key)}": value for key, value in encoder.state_dict().items()}
     text["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(16)[None]
     tree = container(unet, autoencoder_state(channels=4, codes=0), **text)
-    plan, pipe = converted(
-        tmp_path, tree, image_size=8, num_heads=4, scale_factor=0.18215, prediction="epsilon", tokenizer=str(tmp_path / "tokenizer")
-    )
-    assert type(pipe).__name__ == "LatentTextToImagePipeline"
+    options = {"preset": "stable-diffusion-1", "image_size": 8, "num_heads": 4}
+    _, pipe = converted(tmp_path, tree, **options, tokenizer=str(tokenizer_folder(tmp_path / "tokenizer")))
+    assert type(pipe).__name__ == "LatentTextToImagePipeline" and pipe.vae.config.scaling_factor == 0.18215
     x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 5, width)
     with torch.no_grad():
         wanted = Forward(unet, lambda w: 4, True, "conv", 1, 2)(x, T, context=context)
         close(predict(pipe.unet, x, T, TextCondition(context)), wanted)
-    state = pipe.text_encoder.state_dict()
+    state = {unprefixed(key): value for key, value in pipe.text_encoder.state_dict().items()}
     for key, value in encoder.state_dict().items():
-        assert torch.equal(state[key], value)
-    assert pipe.unet.config.cross_attention_dim == width
+        assert torch.equal(state[unprefixed(key)], value)
     with pytest.raises(ValueError, match="tokenizer=FOLDER"):
-        converted(tmp_path, tree, image_size=8, num_heads=4, scale_factor=0.18215, prediction="epsilon")
+        converted(tmp_path, tree, **options)
 
 
-def prefixed(key):
-    """Older transformers, which wrote these files, had everything under text_model."""
-    return key if key.startswith("text_model.") else f"text_model.{key}"
+def test_stable_diffusion_2_looks_at_the_last_block_but_one(tmp_path):
+    """The text tower said again over open_clip's keys: pre-norm blocks, causal, GELU, all but the last, then the last norm."""
+    width, length, vocabulary = 64, 7, 30
+    generator = torch.Generator().manual_seed(4)
+    text = {"positional_embedding": (length, width), "text_projection": (width, width), "token_embedding.weight": (vocabulary, width)}
+    for i in range(3):
+        block = f"transformer.resblocks.{i}"
+        text |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        for name, out, into in (("attn.out_proj", width, width), ("mlp.c_fc", 4 * width, width), ("mlp.c_proj", width, 4 * width)):
+            text |= {f"{block}.{name}.weight": (out, into), f"{block}.{name}.bias": (out,)}
+        text |= {f"{block}.{norm}.{part}": (width,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    text |= {"ln_final.weight": (width,), "ln_final.bias": (width,), "logit_scale": ()}
+    s = {key: torch.randn(shape, generator=generator) / (shape[-1] ** 0.5 if shape else 1) for key, shape in text.items()}
+    unet = random_state(widths=(32, 64), attention=(True, True), scale_shift=False, context=width, in_channels=4, out_channels=4)
+    for key in [key for key in unet if key.endswith(("proj_in.weight", "proj_out.weight"))]:
+        unet[key] = unet[key].flatten(1)  # its transformers have linear layers there
+    tree = container(unet, autoencoder_state(channels=4, codes=0), ends=(0.00085, 0.012),
+                     **{f"cond_stage_model.model.{key}": value for key, value in s.items()})  # fmt: skip
+    tree["state_dict"].pop("betas")  # pruned files may lack it: the preset knows
+    options = {"preset": "stable-diffusion-2", "image_size": 8, "num_head_channels": 16}
+    plan, pipe = converted(tmp_path, tree, **options, tokenizer=str(tokenizer_folder(tmp_path / "tokenizer")))
+    ids = torch.tensor([[3, 9, 29, 4, 1, 0, 2]])
+    x = s["token_embedding.weight"][ids] + s["positional_embedding"]
+    for i in range(2):
+        block = f"transformer.resblocks.{i}"
+        h = F.layer_norm(x, (width,), s[f"{block}.ln_1.weight"], s[f"{block}.ln_1.bias"])
+        q, k, v = (h @ s[f"{block}.attn.in_proj_weight"].T + s[f"{block}.attn.in_proj_bias"]).chunk(3, dim=-1)
+        scores = (q @ k.transpose(1, 2) / width**0.5).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+        h = torch.softmax(scores, -1) @ v
+        x = x + h @ s[f"{block}.attn.out_proj.weight"].T + s[f"{block}.attn.out_proj.bias"]
+        h = F.layer_norm(x, (width,), s[f"{block}.ln_2.weight"], s[f"{block}.ln_2.bias"])
+        h = F.gelu(h @ s[f"{block}.mlp.c_fc.weight"].T + s[f"{block}.mlp.c_fc.bias"])
+        x = x + h @ s[f"{block}.mlp.c_proj.weight"].T + s[f"{block}.mlp.c_proj.bias"]
+    wanted = F.layer_norm(x, (width,), s["ln_final.weight"], s["ln_final.bias"])
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        close(pipe.text_encoder(ids).last_hidden_state, wanted)
+        forward = Forward(unet, lambda w: w // 16, True, "conv", 1, 2)
+        both = wanted.expand(2, -1, -1)
+        close(predict(pipe.unet, latents, T, TextCondition(both)), forward(latents, T, context=both))
+    assert pipe.parameterization.prediction == "v_prediction" and pipe.unet.config.use_linear_projection
+    assert sum("last block" in why for why in plan.dropped.values()) == 12
 
 
 def test_the_yaml_file_says_what_the_checkpoint_does_not(tmp_path):
@@ -204,7 +253,7 @@ def test_what_is_missing_is_named(tmp_path, options, message):
 
 def test_an_unknown_text_encoder_is_refused(tmp_path):
     unet = random_state(widths=(32, 64), attention=(True, True), scale_shift=False, context=24)
-    tree = container(unet, autoencoder_state(), **{"cond_stage_model.model.token_embedding.weight": torch.zeros(4, 24)})
+    tree = container(unet, autoencoder_state(), **{"cond_stage_model.transformer.token_emb.weight": torch.zeros(4, 24)})
     torch.save(tree, tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="text encoder is none of CLIP's"):
         convert(tmp_path / "model.ckpt", tmp_path / "out", options={**OPTIONS, "prediction": "epsilon"})
