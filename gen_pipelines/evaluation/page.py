@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .compare import Column, Group, Row, cell, differences, real_cell, shown_columns, told
+from .compare import Column, Group, Row, cell, differences, real_cell, sampling_of, shown_columns, told
 from .plots import Axis, Series, colour_of, mark, scatter
 
 STYLE = """
@@ -157,12 +157,13 @@ def draw_plots(group: Group, styles: dict[str, int]) -> list[str]:
 
 
 def lines_of(rows: Sequence[Row], styles: dict[str, int], x: Column, y: Column, joined: bool = True) -> list[Series]:
-    """Rows as points, those of one model and one sampler joined in the order of x."""
+    """Rows as points; those of one model that differ in their steps alone are joined in the order of x."""
     found: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
     for row in rows:
         px, py = row.mean(x), row.mean(y)
         if px is not None and py is not None:
-            sampler = str(row.results[0]["sampling"].get("scheduler")) if joined else row.sampling
+            sampling = row.results[0]["sampling"]
+            sampler = sampling_of({"sampling": {**sampling, "steps": None}}) if joined and sampling.get("steps") else row.sampling
             found.setdefault((row.name, sampler), []).append((px, py, f"{row.sampling or 'one way'}: {px:.3g}, {py:.3g}"))
     told = {key: key[1] if len(points) > 1 else "" for key, points in found.items()}  # a line says whose it is
     if not joined:  # a point each

@@ -71,13 +71,15 @@ class Axis:
         return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-    """A tick's label: 0.05, 3, 200, 20k."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def labels(ticks: Sequence[float]) -> list[str]:
+    """What is written at ticks: 0.05, 3, 200, 20k; with as many digits as tell them apart."""
+    if max(map(abs, ticks), default=0.0) >= 10_000:
+        return [f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}" for value in ticks]
+    for digits in range(3, 16):
+        found = [f"{round(value, 12):.{digits}g}" if abs(value) < 1000 else f"{value:.0f}" for value in ticks]
+        if len(set(found)) == len(ticks):
+            break
+    return found
 
 
 def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[float, str]] = (), title: str = "") -> str:
@@ -101,14 +103,14 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
     at_x = lambda value: LEFT + (WIDTH - LEFT - RIGHT) * x.place(value, wide)
     at_y = lambda value: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * y.place(value, high)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in x.ticks(wide):
+    for tick, written in zip(x.ticks(wide), labels(x.ticks(wide)), strict=True):
         place = f"{at_x(tick):.1f}"
         parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text x="{place}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{number(tick)}</text>')
-    for tick in y.ticks(high):
+        parts.append(f'<text x="{place}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{written}</text>')
+    for tick, written in zip(y.ticks(high), labels(y.ticks(high)), strict=True):
         place = at_y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{place + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{place + 4:.1f}" text-anchor="end">{written}</text>')
     middle = (HEIGHT - BOTTOM + TOP) / 2
     parts.append(f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x.label)}</text>')
     parts.append(
@@ -118,7 +120,7 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
         place = at_y(value)
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
         parts.append(f'<text class="mark" x="{WIDTH - RIGHT - 4}" y="{place - 5:.1f}" text-anchor="end">{escape(label)}</text>')
-    written: list[tuple[float, float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     names: list[str] = []
     for one in series:
         places = [(at_x(px), at_y(py)) for px, py, _ in one.points]
@@ -131,9 +133,9 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
         if one.label:
             (px, py), room = places[0], 8 * len(one.label)  # to the left of the point, unless the axis is there
             start = px - 9 - room if px - LEFT > room else px + 9
-            while any(abs(py - y) < 14 and start < x + other and x < start + room for x, y, other in written):
+            while any(abs(py - y) < 14 and start < x + other and x < start + room for x, y, other in taken):
                 py += 7  # below a label that is there
-            written.append((start, py, room))
+            taken.append((start, py, room))
             names.append(f'<text class="name" x="{start:.1f}" y="{py + 4:.1f}" style="fill: {colour}">{escape(one.label)}</text>')
     return "".join([*parts, *names, "</svg>"])
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gen_pipelines.cli.main import main
 from gen_pipelines.evaluation.compare import COMPARABLE, compare, markdown, sampling_of, written
-from gen_pipelines.evaluation.plots import Axis, Series, scatter
+from gen_pipelines.evaluation.plots import Axis, Series, labels, scatter
 
 RESULT = {
     "format": 1, "model": "VAE", "weights": "sha256:1", "dataset": "digits", "split": "train",
@@ -168,9 +168,19 @@ def test_ticks_are_round_and_inside():
             span = axis.span([low, high])
             ticks = axis.ticks(span)
             assert 2 <= len(ticks) <= 9 and all(span[0] <= tick <= span[1] for tick in ticks), (low, high, axis.log, ticks)
-            assert ticks == sorted(ticks)
+            assert ticks == sorted(ticks) and len(set(labels(ticks))) == len(ticks)
     one = Axis("x", log=True)
     assert one.span([3.0])[0] < 3 < one.span([3.0])[1]
+
+
+def test_ticks_are_told_apart():
+    assert labels([1.225, 1.23, 1.235, 1.24]) == ["1.225", "1.23", "1.235", "1.24"]
+    assert labels([0.0, 0.2, 0.6000000000000001]) == ["0", "0.2", "0.6"] and labels([1.0, 100.0, 20000.0]) == ["1", "100", "20k"]
+
+
+def test_only_steps_are_joined(tmp_path):
+    compare([result(), result(sampling__temperature=0.7, metrics__frechet_distance=5.0)], tmp_path)
+    assert "polyline" not in (tmp_path / "compare.html").read_text() and "None" not in (tmp_path / "compare.html").read_text()
 
 
 def test_a_point_without_a_place_is_refused():
