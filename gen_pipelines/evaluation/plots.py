@@ -136,7 +136,8 @@ def scatter(series: Sequence[Series], x: Axis, y: Axis, lines: Sequence[tuple[fl
             while any(abs(py - y) < 14 and start < x + other and x < start + room for x, y, other in taken):
                 py += 7  # below a label that is there
             taken.append((start, py, room))
-            names.append(f'<text class="name" x="{start:.1f}" y="{py + 4:.1f}" style="fill: {colour}">{escape(one.label)}</text>')
+            at = f'x="{start + room:.1f}" text-anchor="end"' if start < px else f'x="{start:.1f}"'
+            names.append(f'<text class="name" {at} y="{py + 4:.1f}" style="fill: {colour}">{escape(one.label)}</text>')
     return "".join([*parts, *names, "</svg>"])
 
 
