@@ -98,12 +98,13 @@ def _settings_of(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: {dtype!r} is none of {', '.join(_DTYPES)}.")
     scheduler = pipe.scheduler
+    usual = 1.0 if pipe.null_class is None else pipe.config.default_guidance_scale
     return {
         **about,
         "format": 1,
         "scheduler": getattr(scheduler, "hosted_class", type(scheduler)).__name__,
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
-        "guidance_scale": pipe.config.default_guidance_scale if guidance is None else guidance,
+        "guidance_scale": usual if guidance is None else guidance,
         "prediction": pipe.parameterization.prediction,
         "seed": seed,
         "count": count,
@@ -142,7 +143,7 @@ def _draw(pipe: Any, settings: dict[str, Any], numbers: range) -> dict[str, Tens
         class_labels=labels,
         latents=noise,
         num_inference_steps=settings["num_inference_steps"],
-        guidance_scale=settings["guidance_scale"] if settings["guidance_scale"] != 1.0 else None,
+        guidance_scale=settings["guidance_scale"],
         generator=generators,
         output_type="latent",
     ).images

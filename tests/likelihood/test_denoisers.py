@@ -165,3 +165,14 @@ def test_unit_levels_are_a_point_on_the_circle():
     for lambda_ in (-9.0, 0.0, 3.0):
         c, s = unit_level(lambda_)
         assert_close(torch.tensor([c**2 + s**2, math.log(c / s)]), torch.tensor([1.0, lambda_]))
+
+
+def test_the_default_grid_grows_with_the_range_and_not_with_the_solver():
+    """6.8 evaluations per unit of lambda, in whole steps, whatever a step takes."""
+    denoiser = Denoiser(GAUSSIAN.network(FLOW), FLOW)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for low, high, wanted in ((-7.0, 7.0, 96), (-5.0, 4.4, 64), (-0.1, 0.0, 4)):
+        assert ode_log_density(denoiser, x, low, high)[1] == wanted
+    assert ode_log_density(denoiser, x, -7.0, 7.0, solver="euler")[1] == 96
+    exact, tight = (ode_log_density(denoiser, x, -7.0, 7.0, torch.Generator().manual_seed(0), steps=n)[0] for n in (None, 200))
+    assert (exact - tight).abs().max() / 3 < 0.01 * math.log(2)  # 0.01 bits per dimension

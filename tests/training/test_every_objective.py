@@ -51,6 +51,11 @@ DENOISING = {
     "v": ({"class": "DDPMScheduler", "prediction_type": "v_prediction"}, {"weighting": "min_snr"}, {}),
     "learned_variance": ({"class": "DDPMScheduler", "variance_type": "learned_range"}, {"bound": 0.001}, {"out_channels": 2}),
     "variational": ({"class": "DDPMScheduler", "variance_type": "fixed_large"}, {"simple": 0.0, "bound": 1.0}, {}),
+    "flow_on_cosine": (
+        {"class": "HeunScheduler", "parameterization": {"path": {"type": "cosine"}, "prediction": "flow_prediction"}},
+        {"time_density": "logit_normal"},
+        {},
+    ),
     "flow_sinkhorn": ({"class": "FlowMatchEulerScheduler"}, {"coupling": "sinkhorn", "time_density": "mode"}, {}),
 }
 # name -> (teacher or start, model, objective)
@@ -304,6 +309,11 @@ def test_pairs_are_the_same_however_they_were_drawn_and_a_stopped_run_goes_on(tm
         assert torch.equal(one["noise"], two["noise"]) and one["label"] == two["label"] == item
         torch.testing.assert_close(one["sample"], two["sample"])
         assert torch.equal(one["noise"][None], torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(5 + item)))
+    guided = DiffusionImagePipeline(FlowMatchEulerScheduler(), unet=pipe.unet, null_class=10, default_guidance_scale=3.0)
+    guided.set_progress_bar_config(disable=True)
+    for name, scale, same in (("plain", 1.0, True), ("usual", None, False)):
+        draw_pairs(guided, tmp_path / name, 2, guidance_scale=scale, **options)
+        assert torch.allclose(PairData(tmp_path / name)[(1, 0)]["sample"], a[(1, 0)]["sample"], atol=1e-5) == same
     again = pipe(class_labels=7, latents=a[(7, 0)]["noise"][None], num_inference_steps=2, output_type="latent").images[0]
     torch.testing.assert_close(a[(7, 0)]["sample"], again)
 

@@ -156,7 +156,6 @@ class DiffusionImageTask:
         resolution, config = self.recipe.data.resolution, self.denoiser.config
         size = resolution if self.vae is None else latent_size(self.vae, resolution)
         channels = self.recipe.data.channels if self.vae is None else self.vae.config.get("latent_channels")
-        self._check_outputs(config)
         there = config.get("sample_size")
         square = there[0] if isinstance(there, (list, tuple)) and len(set(there)) == 1 else there
         if not isinstance(square, int) or (size is not None and (square < size or (self.vae is not None and square != size))):
@@ -165,6 +164,7 @@ class DiffusionImageTask:
         if channels is not None and config.in_channels != channels:
             what = "pictures (data.channels)" if self.vae is None else "latents of model.vae"
             raise ValueError(f"model.denoiser.in_channels: {config.in_channels}, but the {what} have {channels} channels.")
+        self._check_outputs(config)
         return size if self.vae is None and square > size else None
 
     def _check_outputs(self, config: Any) -> None:
