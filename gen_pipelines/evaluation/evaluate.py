@@ -123,6 +123,9 @@ def evaluate(
         )  # fmt: skip
         if (reference.reference.config.resolution, reference.reference.config.channels) != (height, channels):
             raise ValueError(f"dataset: this Reference is not of pictures as the model draws, {channels} x {height} x {width}.")
+        for part, count in ((reference.split, len(reference.reference)), (reference.held_out_name, len(reference.held_out))):
+            if count <= max(NEIGHBOURS.values()):
+                raise ValueError(f"dataset: {count} pictures in {part!r}; more than {max(NEIGHBOURS.values())} are needed.")
         labels, captions = conditions(sampler, reference, num, ask_for_classes)
         held_out = reference.held_out_rows(likelihood, seed)
         labelled = sampler.num_classes is not None and reference.held_out.labels is not None

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
+from ..pipelines.diffusion_image import DiffusionImagePipeline
 from ..schedulers.rectified_flow import RectifiedFlowScheduler
 from ..training.random import normal, sample_generators
 from .sampling import Sampler
 
 
 def is_flow(pipe: Any) -> bool:
-    """Whether the pipeline follows straight interpolations between noise and data."""
-    parameterization = getattr(pipe, "parameterization", None)
-    if parameterization is None or not hasattr(pipe, "latents_shape"):
+    """Whether the pipeline follows straight interpolations between noise and data, of classes or of none."""
+    if not isinstance(pipe, DiffusionImagePipeline):
         return False
-    return parameterization.path.name == "linear" and parameterization.prediction != "consistency"
+    return pipe.parameterization.path.name == "linear" and pipe.parameterization.prediction != "consistency"
 
 
 @torch.no_grad()

@@ -302,6 +302,16 @@ def test_the_command_and_the_card(digits, tmp_path, capsys):
     assert main(["info", str(tmp_path / "vae")]) == 0 and "Fréchet distance" in capsys.readouterr().out
 
 
+def test_too_few_real_pictures(digits, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(module, "draw_part", lambda *args: pytest.fail("it began to draw"))
+    rows = datasets.load_dataset(str(digits), split="train").select(range(24))
+    rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="4 pictures in '4 rows of train'; more than 5 are needed"):
+        evaluate(VAEPipeline(tiny_vae()), str(tmp_path))
+
+
 def test_several_samplers_in_one_command(digits, tmp_path, capsys):
     tiny_diffusion("DDIMScheduler").save_pretrained(tmp_path / "ddim")
     words = ["evaluate", str(tmp_path / "ddim"), "--dataset", str(digits), "--num", "12", "--likelihood", "0"]
@@ -326,3 +336,22 @@ def test_two_processes_find_what_one_finds(digits, tmp_path):
     subprocess.run([*launch, *words, "--out", str(two)], check=True)
     found = [json.loads(path.read_text()) for path in (one, two)]
     assert without_cost(found[0]) == without_cost(found[1]) and found[1]["cost"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_model_of_captions_draws_those_of_the_held_out_pictures(tmp_path):
+    import datasets
+    from PIL import Image
+
+    from gen_pipelines import ConvClassifier
+
+    ConvClassifier(sample_size=64, in_channels=3, base_channels=2, feature_dim=6).save_pretrained(tmp_path / "extractor")
+    rows = {"image": [Image.new("RGB", (64, 64), (4 * i, 90, 200 - 4 * i)) for i in range(48)], "text": [f"a red {i}" for i in range(48)]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")}))
+    data.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    options = {"num": 10, "steps": 2, "likelihood": 0, "extractor": str(tmp_path / "extractor"), "progress": False}
+    with pytest.raises(ValueError, match="draws from prompts; name the data set's column of captions"):
+        evaluate("bundled:emoji", str(tmp_path), **options)
+    result = evaluate("bundled:emoji", str(tmp_path), text_column="text", **options)
+    assert result["counts"] == {"drawn": 10, "not_finite": 0} and result["cost"]["evaluations_per_picture"] >= 2
+    assert result["protocol"]["held_out"] == "8 rows of train" and result["likelihood"] is None
