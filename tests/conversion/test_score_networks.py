@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conversion.checkpoints import edm, edm2, score_sde
-from conversion.foreign_unets import Dhariwal, Song, Weights
+from conversion.foreign_unets import Dhariwal, Weights
 from diffusers import UNet2DModel
 from torch.testing import assert_close
 
@@ -392,12 +391,3 @@ def test_every_preset_is_complete():
     for name, preset in PRESETS.items():
         assert preset["sde"] in ("vesde", "vpsde", "subvpsde", "rectified_flow") and preset["image_size"] in (32, 64, 256, 1024), name
         assert ("continuous" in preset) == (preset["sde"] == "vpsde"), name
-
-
-def test_the_restatement_is_no_mirror():
-    """The two layouts of one network are two sets of keys for one function."""
-    named = Song(Weights(), numbered=False, **{**SMALL, "taps": (1, 3, 3, 1), "input": "residual"})
-    x, t = torch.randn(1, 3, 16, 16, generator=generator()), torch.tensor([0.3])
-    with torch.no_grad():
-        assert not torch.allclose(named(x, t), named(x, t + 1))
-        assert not torch.allclose(F.pad(named(x, t), (1, 1)), F.pad(named(x + 1, t), (1, 1)))
