@@ -31,7 +31,7 @@ def arguments(network):
     }  # fmt: skip
 
 
-def write(folder, name="network.pkl", encoder="StabilityVAEEncoder", dtype=torch.float16, **changes):
+def write(folder, name="network.pkl", encoder="StabilityVAEEncoder", dtype=torch.float32, **changes):
     network = foreign(**changes)
     state = {key: value.to(dtype) if key.endswith(BUFFERS) else torch.nn.Parameter(value.to(dtype), requires_grad=False)
              for key, value in network.w.items()}  # fmt: skip
