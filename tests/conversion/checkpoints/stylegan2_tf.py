@@ -40,9 +40,10 @@ def waved(parts):
                 table[name] = (value * (100 if f"{prefix}{name}".startswith("mapping/Dense") else 1)).numpy()[()]
 
 
-def networks():
-    discriminator = network(StyleGAN2Discriminator, DISCRIMINATOR, 1)
-    return {"generator": network(StyleGAN2Generator, GENERATOR), "discriminator": discriminator}
+def networks(classes=None):
+    changes = {} if classes is None else {"num_classes": classes, "cmap_dim": 6, "num_mapping_layers": 1}
+    discriminator = network(StyleGAN2Discriminator, {**DISCRIMINATOR, **changes}, 1)
+    return {"generator": network(StyleGAN2Generator, {**GENERATOR, "num_classes": classes}), "discriminator": discriminator}
 
 
 def modulated(state, layer, name):
@@ -54,8 +55,9 @@ def modulated(state, layer, name):
         yield f"{name}/noise_strength", tf(state[f"{layer}.noise_strength"])
 
 
-def write(folder, protocol=4, waves=False, **changes):
-    made = networks()
+def write(folder, protocol=4, waves=False, classes=None, **changes):
+    """With `classes`, as StyleGAN2-ADA for TensorFlow writes it."""
+    made = networks(classes)
     g, d = made["generator"].state_dict(), made["discriminator"].state_dict()
     synthesis = {"lod": tf(g["mapping.w_avg"][0] * 0), "4x4/Const/const": g["synthesis.b4.const"][None].numpy()}
     layers = [(4, "conv1", "Conv"), *((size, *names) for size in (8, 16) for names in (("conv0", "Conv0_up"), ("conv1", "Conv1")))]
@@ -65,8 +67,11 @@ def write(folder, protocol=4, waves=False, **changes):
     for size in (4, 8, 16):
         synthesis |= dict(modulated(g, f"synthesis.b{size}.torgb", f"{size}x{size}/ToRGB"))
     mapping = {f"Dense{i}/{leaf}": tf(g[f"mapping.fc{i}.{leaf}"]) for i in range(2) for leaf in ("weight", "bias")}
+    if classes is not None:
+        mapping |= {f"LabelEmbed/{leaf}": tf(g[f"mapping.embed.{leaf}"]) for leaf in ("weight", "bias")}
     critic = {"lod": 0.0}
-    places = {"b16.fromrgb": "16x16/FromRGB", "b4.conv": "4x4/Conv", "b4.fc": "4x4/Dense0", "b4.out": "Output"}
+    places = {"b16.fromrgb": "16x16/FromRGB", "b4.conv": "4x4/Conv", "b4.fc": "4x4/Dense0", "b4.out": "Output",
+              "mapping.embed": "LabelEmbed", "mapping.fc0": "Mapping0"}  # fmt: skip
     for size in (16, 8):
         places |= {f"b{size}.{k}": f"{size}x{size}/{v}" for k, v in (("conv0", "Conv0"), ("conv1", "Conv1_down"), ("skip", "Skip"))}
     for ours, theirs in places.items():
