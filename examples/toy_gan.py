@@ -1,6 +1,6 @@
 """A minimax GAN drops modes that WGAN-GP finds: the ring of eight and the grid of twenty-five Gaussians.
 
-    python examples/toy_gan.py --out toy_gan.png          (about two minutes on one CPU core)
+    python examples/toy_gan.py --out toy_gan.png          (about ten minutes on one CPU core)
 
 Both games are played by the same networks for as many generator updates. The figure shows what each generator draws, and the critic's
 estimate of the Wasserstein distance beside the true one (by optimal assignment of 512 points) as WGAN-GP learns.
@@ -134,7 +134,7 @@ def main() -> None:
     """Play four games and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="toy_gan.png")
-    parser.add_argument("--steps", type=int, default=1500, help="generator updates on the grid; half as many on the ring")
+    parser.add_argument("--steps", type=int, default=6000, help="generator updates on the grid; half as many on the ring")
     arguments = parser.parse_args()
     import matplotlib
 
