@@ -19,6 +19,7 @@ from .evaluate import FORMAT
 # what two evaluations must share for their numbers to be ranked together; the seed may differ
 COMPARABLE = (
     "extractor_hash", "resizer", "features", "reference_hash", "classes", "resolution", "channels", "num", "kernel", "neighbours",
+    "held_out_pictures", "held_out_sets",
 )  # fmt: skip
 SAMPLING = ("scheduler", "steps", "guidance", "temperature", "truncation")
 

@@ -169,7 +169,7 @@ def evaluate(
             result = {"format": FORMAT, "model": name, "weights": settings["weights"], "dataset": reference.name, "split": reference.split}
             drawn, counts, cost = gather(parts, len(batches))
             cost["peak_memory_mib"] = max(parts.read(f"memory-{r:03}")[0]["mib"] for r in range(ranks))
-            result["metrics"], result["real"] = measure(drawn, real, other, features, num, seed, labels if labelled else None)
+            result["metrics"], result["real"] = measure(drawn, real, other, features, num, labels if labelled else None)
             if is_flow(pipe) and reference.classes is None:
                 result["metrics"] |= bends(sampler, labels)
             result["likelihood"] = gather_likelihood(parts, len(groups), labelled)
@@ -326,23 +326,29 @@ def gather_likelihood(parts: Parts, groups: int, labelled: bool) -> dict[str, An
 
 
 def measure(
-    drawn: dict[str, Any], real: Measured, other: Measured, extractor: Extractor, num: int, seed: int, labels: list[int] | None
+    drawn: dict[str, Any], real: Measured, other: Measured, extractor: Extractor, num: int, labels: list[int] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics of drawn pictures against real ones, and the same of other real pictures at the same number as far as there are any."""
-    whole = FeatureStatistics.of(real.features)
+    whole = FeatureStatistics.empty(real.features.shape[1])
+    for part in real.features.split(10_000):  # in float64 all of them at once may be too many
+        whole = whole.update(part)
     scale = whole.std if extractor.normalised else torch.ones(len(whole.mean), dtype=torch.float64)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a feature that the data never moves
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)  # the real pictures are the same ones for every seed of the model's
     some = real.features[torch.randperm(len(real.features), generator=generator)[:num]]
-    pick = torch.randperm(len(other.features), generator=generator)[:num]
+    order = torch.randperm(len(other.features), generator=generator)
+    pick = order[:num]
     beside = Measured(other.features[pick], other.thumbnails[pick], None if other.classes is None else other.classes[pick])
     everyone = (whole.scaled(scale), some.double() / scale, scale)
 
     kept = drawn["features"]
     if kept is None or len(kept) <= max(NEIGHBOURS.values()):
         logger.warning("%d finite pictures: too few to measure.", 0 if kept is None else len(kept))
-        return {}, compared(beside.features, *everyone)
+        return {}, compared(beside.features, *everyone) | {
+            "frechet_distance": real_distance(other.features[order], num, whole.scaled(scale), scale)
+        }
     metrics, natural = compared(kept, *everyone), compared(beside.features, *everyone)
+    natural["frechet_distance"] = real_distance(other.features[order], num, whole.scaled(scale), scale)
     metrics["frechet_distance_over_real"] = metrics["frechet_distance"] / natural["frechet_distance"]
     if extractor.classes is not None:
         of_data = histogram(real.classes, extractor.classes)
@@ -362,6 +368,17 @@ def measure(
     metrics["nearest_over_real"] = near.median().item() / usual.median().item() if usual.median() > 0 else None
     metrics["near_copies"] = (near < torch.quantile(usual, 0.01)).double().mean().item()  # 0.01 of real pictures are, by definition
     return metrics, natural
+
+
+def real_distance(features: Tensor, num: int, whole: FeatureStatistics, scale: Tensor) -> float:
+    """The mean Fréchet distance of as many disjoint sets of `num` real pictures as there are: one set alone varies by a quarter."""
+    sets = [features[first : first + num] for first in range(0, real_sets(num, len(features)) * num, num)]
+    return statistics.fmean(frechet_distance(whole, FeatureStatistics.of(one.double() / scale)) for one in sets)
+
+
+def real_sets(num: int, held_out: int) -> int:
+    """How many disjoint sets of `num` pictures there are; 1 where there are fewer pictures, which are then the set."""
+    return max(1, held_out // num)
 
 
 def compared(features: Tensor, whole: FeatureStatistics, some: Tensor, scale: Tensor) -> dict[str, float]:
@@ -408,6 +425,7 @@ def protocol(
         "dataset": reference.name, "split": reference.split, "reference_pictures": len(reference.reference), "reference_hash": digest,
         "classes": "all" if reference.classes is None else ",".join(map(str, reference.classes)),
         "held_out": reference.held_out_name, "held_out_pictures": min(num, len(reference.held_out)),
+        "held_out_sets": real_sets(num, len(reference.held_out)),
         "resolution": resolution, "channels": channels, "num": num,
         "kernel": "{subsets} subsets of {subset_size}".format(**KERNEL),
         "neighbours": "{k_precision} for precision and recall, {k_density} for density and coverage".format(**NEIGHBOURS),

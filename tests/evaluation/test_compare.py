@@ -51,7 +51,8 @@ def ddim(steps: int, distance: float) -> dict:
     )  # fmt: skip
 
 
-PARTS = ["extractor_hash", "resizer", "features", "reference_hash", "classes", "resolution", "channels", "num", "kernel", "neighbours"]
+PARTS = ["extractor_hash", "resizer", "features", "reference_hash", "classes", "resolution", "channels", "num", "kernel", "neighbours",
+         "held_out_pictures", "held_out_sets"]  # fmt: skip
 
 
 def test_what_a_protocol_is():

@@ -13,10 +13,13 @@ from gen_pipelines import AutoPipeline, DiffusionImagePipeline, VAEModel, VAEPip
 from gen_pipelines.cli.main import main
 from gen_pipelines.cli.repository import Repository
 from gen_pipelines.evaluation import evaluate as module
+from gen_pipelines.evaluation.distances import frechet_distance
+from gen_pipelines.evaluation.extractors import find_extractor
 from gen_pipelines.evaluation.flows import is_flow, straightness
 from gen_pipelines.evaluation.reference import Reference
 from gen_pipelines.evaluation.report import write_card
 from gen_pipelines.evaluation.sampling import Sampler
+from gen_pipelines.evaluation.statistics import FeatureStatistics
 from gen_pipelines.hub.card import read_evaluation
 from tests.evaluation.conftest import enlarged
 
@@ -72,6 +75,18 @@ def test_what_is_known_of_pictures_is_found(reference):
     assert fresh["class_entropy_over_data"] > 0.9 > 0.3 > zeros["class_entropy_over_data"]
     assert copies["near_copies"] == 1.0 and copies["nearest_over_real"] == 0.0 and fresh["near_copies"] < 0.2
     assert fresh["nearest_over_real"] == pytest.approx(1, abs=0.3) and noise["nearest_over_real"] > 1.5
+
+
+def test_the_distance_of_real_pictures_is_over_all_of_them_and_of_no_seed(reference):
+    real, held_out, _ = reference.measure(find_extractor("mnist-classifier", 1, (28, 28)))
+    whole = FeatureStatistics.of(real.features)
+    scaled = lambda features: FeatureStatistics.of(features.double() / whole.std)
+    sets = [frechet_distance(whole.scaled(whole.std), scaled(part)) for part in held_out.features.split(25)]
+    found = module.real_distance(held_out.features, 25, whole.scaled(whole.std), whole.std)
+    assert found == pytest.approx(sum(sets) / 4, rel=1e-9) and max(sets) > found > min(sets)
+    seeds = [evaluate(replay(enlarged(99, 500)[0]), reference, num=25, seed=seed, likelihood=0, progress=False) for seed in (0, 1)]
+    assert seeds[0]["real"] == seeds[1]["real"] and seeds[0]["metrics"]["frechet_distance"] != seeds[1]["metrics"]["frechet_distance"]
+    assert seeds[0]["protocol"]["held_out_sets"] == 4
 
 
 def test_the_result_says_under_which_protocol_it_was_found(digits, tmp_path):
