@@ -176,8 +176,8 @@ class DiT(Format):
         state, prefix, dropped = found
         arguments = _arguments(checkpoint)
         codebase = _codebase(checkpoint, arguments, options)
-        heads = None if options.get("num_heads") is None else int(options["num_heads"])
-        config = config_from(state, heads, float(options.get("class_dropout_prob", 0.1)))
+        heads, dropout = _number(options, "num_heads", int, None), _number(options, "class_dropout_prob", float, 0.1)
+        config = config_from(state, heads, dropout)
         patch, doubled = config["patch_size"], config["out_channels"] == 2 * config["in_channels"]
         if config["out_channels"] != config["in_channels"] and not doubled:
             raise ValueError(f"{config['in_channels']} channels go in and {config['out_channels']} come out: no denoiser.")
@@ -213,6 +213,15 @@ class DiT(Format):
         plan.init |= {"default_num_inference_steps": 250, "default_guidance_scale": 4.0 if config["has_null_class"] else 1.0}
         read_autoencoder(plan, options.get("vae"), config["in_channels"], "stabilityai/sd-vae-ft-ema")
         return plan
+
+
+def _number(options: Mapping[str, Any], name: str, kind: type, usual: Any) -> Any:
+    """An option that is a number."""
+    value = options.get(name)
+    try:
+        return usual if value is None else kind(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} is not a number.") from None
 
 
 def _arguments(checkpoint: Checkpoint) -> Mapping[str, Any]:

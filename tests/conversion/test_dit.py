@@ -170,6 +170,7 @@ def test_with_its_autoencoder(tmp_path):
         ("DiT-x.pt", {"vae": None}, "vae=FOLDER"),
         ("DiT-x.pt", {"vae": "nowhere"}, "no config.json"),
         ("DiT-x.pt", {"num_heads": None}, "num_heads=N"),
+        ("DiT-x.pt", {"num_heads": "many"}, "num_heads = 'many' is not a number"),
         ("DiT-x.pt", {"num_heads": 5}, "multiple of num_attention_heads"),
         ("DiT-x.pt", {"weights": "best"}, "none of ema, model"),
         ("SiT-x.pt", {}, "does not say its path_type"),
