@@ -91,7 +91,7 @@ class CouplingNetwork(nn.Module):
             h = h + self.place
         for block in self.body:
             h = h + block(h) if self.residual else block(torch.relu_(h))                              # (B, hidden, H, W)
-        return self.last(torch.relu(h)).to(dtype)                                                     # (B, out, H, W)
+        return self.last(torch.relu_(h)).to(dtype)                                                    # (B, out, H, W)
 
 
 class Coupling(nn.Module):
@@ -129,19 +129,25 @@ class Coupling(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W). Returns: y of that shape, log_det (B,)."""
-        a, b = x.split([self.kept, self.changed], 1)
-        log_s, t = self.scale_and_shift(self.network(a, context))
-        if log_s is None:
-            return torch.cat([a, b + t], 1), x.new_zeros(len(x))
-        return torch.cat([a, (b + t) * log_s.exp()], 1), log_s.sum((1, 2, 3))
+        y, log_s = self.move(x, context)
+        return y, x.new_zeros(len(x)) if log_s is None else log_s.sum((1, 2, 3))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The inverse of `forward`."""
+        x, log_s = self.move_back(y, context)
+        return x, y.new_zeros(len(y)) if log_s is None else -log_s.sum((1, 2, 3))
+
+    def move(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """y, and log s at every value, (B, changed, H, W), which a chain of couplings sums once at its end; None where s = 1."""
+        a, b = x.split([self.kept, self.changed], 1)
+        log_s, t = self.scale_and_shift(self.network(a, context))
+        return torch.cat([a, b + t if log_s is None else (b + t) * log_s.exp()], 1), log_s
+
+    def move_back(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x, and the log s of `move` there."""
         a, b = y.split([self.kept, self.changed], 1)
         log_s, t = self.scale_and_shift(self.network(a, context))
-        if log_s is None:
-            return torch.cat([a, b - t], 1), y.new_zeros(len(y))
-        return torch.cat([a, torch.addcmul(-t, b, torch.exp(-log_s))], 1), -log_s.sum((1, 2, 3))
+        return torch.cat([a, b - t if log_s is None else b / log_s.exp() - t], 1), log_s
 
 
 def masked_parts(x: Tensor, mask: str, flipped: bool) -> Tensor:

@@ -83,20 +83,22 @@ class GlowLevel(nn.Module):
                 inverses = fold_inverse(actnorms, convs, x.dtype)[0]                                  # (K, C, C)
             y, log_det = run_reversibly(x, weights, biases, inverses, [step.coupling for step in self.steps])
             return y, total + log_det
+        scales: Tensor | None = None
         for step, weight, bias in zip(self.steps, weights, biases):
-            x, log_det = step.coupling(mix_channels(x, weight, bias))                                 # (B, C, H, W), (B,)
-            total = total + log_det
-        return x, total
+            x, log_s = step.coupling.move(mix_channels(x, weight, bias))                              # (B, C, H, W), (B, C / 2, H, W)
+            scales = log_s if scales is None else scales + log_s
+        return x, total if scales is None else total + scales.sum((1, 2, 3))
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `forward`."""
         actnorms, convs, tensors = self._parts()
         inverses, biases, log_det = self._inverse.get(tensors, lambda: fold_inverse(actnorms, convs, y.dtype))
         total = (log_det * y[0, 0].numel()).expand(len(y))                                            # (B,)
+        scales: Tensor | None = None
         for step, inverse, bias in zip(reversed(self.steps), inverses.flip(0), biases.flip(0)):
-            y, log_det = step.coupling.inverse(y)                                                     # (B, C, H, W), (B,)
-            y, total = mix_channels(y, inverse, bias), total + log_det
-        return y, total
+            y, log_s = step.coupling.move_back(y)                                                     # (B, C, H, W), (B, C / 2, H, W)
+            y, scales = mix_channels(y, inverse, bias), log_s if scales is None else scales + log_s
+        return y, total if scales is None else total - scales.sum((1, 2, 3))
 
 
 class GlowModel(NormalizingFlowModel):
