@@ -63,6 +63,7 @@ DISTILLING = {
     "consistency_training": (None, {"denoiser": PLAIN}, {"start": 4, "end": 16}),
     "distillation_of_epsilon": ("ddpm", {}, {"target_decay": 0.9, "teacher_guidance": 2.0}),
     "distillation_of_a_flow": ("flow", {}, {"solver": "euler", "density": "log_normal"}),
+    "distillation_by_lcm": ("flow", {}, {"rule": "lcm", "num_nodes": 10, "teacher_guidance": 2.0}),
     "distillation_of_edm": ("edm", {"denoiser": {**PLAIN, "dropout": 0.1}}, {"weighting": "inverse_step"}),
     "reflow": ("flow", {}, {"huber": 0.1}),
     "one_step": ("ddpm", {}, {"one_step": True}),
@@ -271,6 +272,8 @@ WRONG = {
     "outputs": ("learned_variance", {"model": {"denoiser": PLAIN}}, "out_channels: 1, but the output has 2"),
     "denoises": ("consistency_training", {"model": {"scheduler": {"class": "DDIMScheduler"}}}, "prediction 'consistency'"),
     "no one to guide": ("consistency_training", {"objective": {"teacher_guidance": 2.0}}, "give model.teacher"),
+    "rule": ("consistency_training", {"objective": {"rule": "lcm"}}, "give model.teacher"),
+    "pairs of lcm": ("distillation_by_lcm", {"objective": {"start": 5}}, "objective.start: with rule lcm"),
     "target": ("distillation_of_a_flow", {"objective": {"target_decay": 1.0}}, "from 0 .no average. to below 1"),
 }
 
