@@ -403,6 +403,11 @@ def test_the_hand_written_container_is_right():
     assert opened("x.pt").tree.tolist() == [[1, 2], [3, 4]]
 
 
+def without_bytes(value):
+    """The id of a parameter: containers have the time of day in them, and every process must collect the same tests."""
+    return "file" if isinstance(value, bytes) else None
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -432,6 +437,7 @@ def test_the_hand_written_container_is_right():
         (archive(tensor_stream([4], [1]))[:-30], "damaged or cut short"),
         (archive(tensor_stream([4], [1]))[:100], "damaged or cut short"),
     ],
+    ids=without_bytes,
 )  # fmt: skip
 def test_claims_of_a_zip_container(content, match):
     refused(content, match, "x.pt")
@@ -457,6 +463,7 @@ def legacy(stream, keys=("0",), counts=(4,), data=b"\0" * 16, magic=0x1950A86A20
         (legacy(tensor_stream([4], [1]), little=False), "big-endian"),
         (legacy(tensor_stream([4], [1]), protocol=1002), "another container"),
     ],
+    ids=without_bytes,
 )  # fmt: skip
 def test_claims_of_a_legacy_container(content, match):
     refused(content, match, "x.pt")
@@ -474,6 +481,7 @@ def test_claims_of_a_legacy_container(content, match):
         ((2**40).to_bytes(8, "little") + b"{}", "of no container|header"),
         (b"PK\x03\x04" + b"\0" * 100, "damaged"),
     ],
+    ids=without_bytes,
 )
 def test_what_is_no_container(content, match):
     refused(content, match, "x.bin")
