@@ -63,7 +63,8 @@ DISTILLING = {
     "consistency_training": (None, {"denoiser": PLAIN}, {"start": 4, "end": 16}),
     "distillation_of_epsilon": ("ddpm", {}, {"target_decay": 0.9, "teacher_guidance": 2.0}),
     "distillation_of_a_flow": ("flow", {}, {"solver": "euler", "density": "log_normal"}),
-    "distillation_by_lcm": ("flow", {}, {"rule": "lcm", "num_nodes": 10, "teacher_guidance": 2.0}),
+    # a wide Huber: a narrow one divides by distances that are mostly rounding in an untrained network
+    "distillation_by_lcm": ("flow", {}, {"rule": "lcm", "num_nodes": 10, "teacher_guidance": 2.0, "huber": 1.0}),
     "distillation_of_edm": ("edm", {"denoiser": {**PLAIN, "dropout": 0.1}}, {"weighting": "inverse_step"}),
     "reflow": ("flow", {}, {"huber": 0.1}),
     "one_step": ("ddpm", {}, {"one_step": True}),
