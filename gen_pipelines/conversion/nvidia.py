@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..models.gans.stylegan2 import StyleGAN2Discriminator
-from .base import Component, Plan
+from ..pipelines.stylegan import StyleGANPipeline
+from .base import Component, Format, Plan
 from .pickles import Record
 from .reader import Checkpoint, tensors
 
@@ -21,6 +22,52 @@ OPTIONS = {
     "network": "G_ema (default) or G: which generator to take",
     "discriminator": "true to take D along, so that a training can go on",
 }
+
+
+class NvidiaFormat(Format):
+    """G_ema (or G) becomes the generator of a `StyleGANPipeline`; D comes along when it is asked for."""
+
+    licence = LICENCE
+    licence_id = "other"
+    extensions = (".pkl",)
+    options = OPTIONS
+    generator_class: type
+
+    def generator_config(self, record: Record, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The configuration of `generator_class`, from the arguments that theirs was built with.
+
+        Raises:
+            ValueError: an argument that our network has no counterpart for.
+        """
+        raise NotImplementedError
+
+    def plan(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Plan:
+        found = records(checkpoint)
+        source = choose(checkpoint, found, options)
+        plan = Plan(self.name, StyleGANPipeline, {})
+        state = tensors(found[source])
+        config = self.generator_config(found[source], state)
+        kept = move(state, source, "generator", plan)
+        plan.components["generator"] = Component(self.generator_class, config, lambda: kept)
+        if with_d := flag(options, "discriminator"):
+            if "D" not in found:
+                raise ValueError(f"{checkpoint.path} has no network D; leave discriminator=true out.")
+            plan.components["discriminator"] = discriminator(found["D"], "D", plan)
+        others(plan, checkpoint, {source, "D"} if with_d else {source})
+        return plan
+
+
+def generator_arguments(record: Record) -> tuple[Arguments, dict[str, Any]]:
+    """(G's arguments that are still to be taken, the part of our configuration that all their generators share)."""
+    given = Arguments("G", arguments(record, ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")))
+    config = {
+        "z_dim": given.take("z_dim", 512),
+        "num_classes": given.take("c_dim", 0) or None,
+        "w_dim": given.take("w_dim", 512),
+        "sample_size": given.take("img_resolution", None),
+        "out_channels": given.take("img_channels", 3),
+    }
+    return given, config
 
 
 def records(checkpoint: Checkpoint) -> dict[str, Record]:

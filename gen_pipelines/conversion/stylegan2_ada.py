@@ -11,23 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from ..models.gans.stylegan2 import StyleGAN2Generator
-from ..pipelines.stylegan import StyleGANPipeline
 from . import nvidia
-from .base import Component, Format, Plan
 from .pickles import Record
 from .reader import Checkpoint, tensors
 
 
-class StyleGAN2Ada(Format):
+class StyleGAN2Ada(nvidia.NvidiaFormat):
     """G_ema (or G) becomes the generator of a `StyleGANPipeline`; D comes along when it is asked for."""
 
     name = "stylegan2_ada"
     title = "NVIDIA's stylegan2-ada-pytorch"
     paper = "https://arxiv.org/abs/2006.06676"
-    licence = nvidia.LICENCE
-    licence_id = "other"
-    extensions = (".pkl",)
-    options = nvidia.OPTIONS
+    generator_class = StyleGAN2Generator
 
     def matches(self, checkpoint: Checkpoint) -> float:
         found = nvidia.records(checkpoint)
@@ -37,20 +32,8 @@ class StyleGAN2Ada(Format):
         keys = tensors(generator)
         return 1.0 if "synthesis.b4.const" in keys and any(key.startswith("mapping.fc0.") for key in keys) else 0.0
 
-    def plan(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Plan:
-        found = nvidia.records(checkpoint)
-        source = nvidia.choose(checkpoint, found, options)
-        plan = Plan(self.name, StyleGANPipeline, {})
-        state = tensors(found[source])
-        config = generator_config(found[source], state)
-        kept = nvidia.move(state, source, "generator", plan)
-        plan.components["generator"] = Component(StyleGAN2Generator, config, lambda: kept)
-        if with_d := nvidia.flag(options, "discriminator"):
-            if "D" not in found:
-                raise ValueError(f"{checkpoint.path} has no network D; leave discriminator=true out.")
-            plan.components["discriminator"] = nvidia.discriminator(found["D"], "D", plan)
-        nvidia.others(plan, checkpoint, {source, "D"} if with_d else {source})
-        return plan
+    def generator_config(self, record: Record, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return generator_config(record, state)
 
 
 def generator_config(record: Record, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -59,15 +42,8 @@ def generator_config(record: Record, state: Mapping[str, Tensor]) -> dict[str, A
     Raises:
         ValueError: an argument that our network has no counterpart for.
     """
-    given = nvidia.Arguments("G", nvidia.arguments(record, ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")))
-    config = {
-        "z_dim": given.take("z_dim", 512),
-        "num_classes": given.take("c_dim", 0) or None,
-        "w_dim": given.take("w_dim", 512),
-        "sample_size": given.take("img_resolution", None),
-        "out_channels": given.take("img_channels", 3),
-        "resample_taps": nvidia.taps_of(state, ("conv0", "skip")),
-    }
+    given, config = nvidia.generator_arguments(record)
+    config["resample_taps"] = nvidia.taps_of(state, ("conv0", "skip"))
     mapping, synthesis = given.inner("mapping_kwargs"), given.inner("synthesis_kwargs")
     synthesis.merge(given)  # StyleGAN3's version hands on what it does not take itself
     config["num_mapping_layers"] = mapping.take("num_layers", 8)

@@ -8,24 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..models.gans.stylegan3 import StyleGAN3Generator
-from ..pipelines.stylegan import StyleGANPipeline
 from . import nvidia
-from .base import Component, Format, Plan
 from .pickles import Record
 from .reader import Checkpoint, tensors
 
 
-class StyleGAN3(Format):
+class StyleGAN3(nvidia.NvidiaFormat):
     """G_ema (or G) becomes the generator of a `StyleGANPipeline`; D comes along when it is asked for."""
 
     name = "stylegan3"
     title = "NVIDIA's stylegan3"
     paper = "https://arxiv.org/abs/2106.12423"
-    licence = nvidia.LICENCE
-    licence_id = "other"
-    extensions = (".pkl",)
-    options = nvidia.OPTIONS
+    generator_class = StyleGAN3Generator
 
     def matches(self, checkpoint: Checkpoint) -> float:
         found = nvidia.records(checkpoint)
@@ -33,18 +30,8 @@ class StyleGAN3(Format):
         keys = {} if generator is None else tensors(generator)
         return 1.0 if {"synthesis.input.freqs", "synthesis.input.phases", "mapping.fc0.weight"} <= set(keys) else 0.0
 
-    def plan(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Plan:
-        found = nvidia.records(checkpoint)
-        source = nvidia.choose(checkpoint, found, options)
-        plan = Plan(self.name, StyleGANPipeline, {})
-        kept = nvidia.move(tensors(found[source]), source, "generator", plan)
-        plan.components["generator"] = Component(StyleGAN3Generator, generator_config(found[source]), lambda: kept)
-        if with_d := nvidia.flag(options, "discriminator"):
-            if "D" not in found:
-                raise ValueError(f"{checkpoint.path} has no network D; leave discriminator=true out.")
-            plan.components["discriminator"] = nvidia.discriminator(found["D"], "D", plan)
-        nvidia.others(plan, checkpoint, {source, "D"} if with_d else {source})
-        return plan
+    def generator_config(self, record: Record, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        return generator_config(record)
 
 
 def generator_config(record: Record) -> dict[str, Any]:
@@ -53,14 +40,7 @@ def generator_config(record: Record) -> dict[str, Any]:
     Raises:
         ValueError: an argument that our network has no counterpart for.
     """
-    given = nvidia.Arguments("G", nvidia.arguments(record, ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")))
-    config = {
-        "z_dim": given.take("z_dim", 512),
-        "num_classes": given.take("c_dim", 0) or None,
-        "w_dim": given.take("w_dim", 512),
-        "sample_size": given.take("img_resolution", None),
-        "out_channels": given.take("img_channels", 3),
-    }
+    given, config = nvidia.generator_arguments(record)
     mapping = given.inner("mapping_kwargs")
     config["num_mapping_layers"] = mapping.take("num_layers", 2)
     mapping.drop("w_avg_beta")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ...hub.card import model_card
 from ...hub.saving import written_at_once
 from ..card import training_notes
-from ..data import PictureData, captions_of, collate, known_words_holdout, load_rows
+from ..data import PictureData, collate
 from ..objectives.autoencoder import AutoencoderObjective, pyramid_distance
 from ..objectives.base import ObjectiveOutput, Phase
 from ..random import Generators
-from .base import build_network, grid, latent_size, settings_of
+from .base import build_network, grid, latent_size, open_pictures, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,8 @@ class AutoencoderTask:
         if settings["perceptual"] not in PERCEPTUAL:
             raise ValueError(f"objective.perceptual: {settings['perceptual']!r} is none of {', '.join(map(str, PERCEPTUAL))}.")
         self.objective = AutoencoderObjective(**settings | {"perceptual": PERCEPTUAL[settings["perceptual"]]})
-        rows = load_rows(recipe.data)
+        self.data, self.held_out = open_pictures(recipe)
         self._first_of_stream: PictureData | None = None
-        if recipe.data.streaming:
-            self.data, self.held_out = rows, None
-        else:
-            captions = captions_of(rows, recipe.data) if recipe.data.text_column else None
-            train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
-            self.data = PictureData(rows, recipe.data, train, recipe.seed)
-            self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
         self.vae = build_network(model["vae"], "model.vae")
         latent_size(self.vae, recipe.data.resolution)

@@ -17,12 +17,12 @@ from ...models.calling import TextCondition, is_a, predict
 from ...models.latent_space import scale_latents
 from ...pipelines.conditioning import Captions, PictureSize
 from ..card import training_notes
-from ..data import LatentData, PictureData, captions_of, known_words_holdout, load_rows
+from ..data import LatentData, PictureData
 from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.latent_consistency import LatentConsistencyDistillation
 from ..random import Generators, seed_of, uniform
 from .autoencoder import encode_all, mode
-from .base import grid, settings_of
+from .base import grid, open_pictures, settings_of
 from .denoising import rank_device
 from .teacher import load_teacher
 
@@ -69,11 +69,7 @@ class LatentConsistencyTask:
             self.teacher.parameterization, objective["num_nodes"], huber=objective["huber"]
         )
 
-        rows = load_rows(recipe.data)
-        captions = captions_of(rows, recipe.data)
-        train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
-        pictures = PictureData(rows, recipe.data, train, recipe.seed)
-        self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
+        pictures, self.held_out = open_pictures(recipe)
         self.captions = pictures.captions()
         size = recipe.data.resolution
         self.teacher.check_size(size, size)

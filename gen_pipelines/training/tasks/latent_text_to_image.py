@@ -18,14 +18,14 @@ from ...pipelines.guidance import as_guidance
 from ...processes import Parameterization
 from ..card import training_notes
 from ..config import coerce
-from ..data import CaptionNoise, LatentData, PictureData, captions_of, known_words_holdout, load_rows
+from ..data import CaptionNoise, LatentData
 from ..objectives.base import ObjectiveOutput, Phase
 from ..objectives.denoising import DenoisingObjective
 from ..objectives.time_densities import TIME_DENSITIES
 from ..random import Generators, seed_of
 from ..tokenizer import train_clip_tokenizer
 from .autoencoder import encode_all, mode
-from .base import build_network, grid, latent_size, settings_of
+from .base import build_network, grid, latent_size, open_pictures, settings_of
 from .denoising import build_scheduler, choose, choose_weighting, rank_device
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,7 @@ class LatentTextToImageTask:
             choose_weighting(objective["weighting"]),
         )
 
-        rows = load_rows(recipe.data)
-        captions = captions_of(rows, recipe.data)
-        train, held = known_words_holdout(captions, len(rows), recipe.data.holdout, recipe.seed)
-        pictures = PictureData(rows, recipe.data, train, recipe.seed)
-        self.held_out = PictureData(rows, recipe.data, held, recipe.seed, augmented=False) if held else None
+        pictures, self.held_out = open_pictures(recipe)
         self.captions = pictures.captions()
 
         torch.manual_seed(recipe.seed)  # initial weights; a training run is the one place that seeds
