@@ -1,6 +1,6 @@
 """A minimax GAN drops modes that WGAN-GP finds: the ring of eight and the grid of twenty-five Gaussians.
 
-    python examples/toy_gan.py --out toy_gan.png          (about ten minutes on one CPU core)
+    python examples/toy_gan.py --out toy_gan.png          (ten minutes on one CPU core, by estimate)
 
 Both games are played by the same networks for as many generator updates. The figure shows what each generator draws, and the critic's
 estimate of the Wasserstein distance beside the true one (by optimal assignment of 512 points) as WGAN-GP learns.
