@@ -191,6 +191,8 @@ class Trainer:
                 if self.step % phase.interval == 0:
                     for _ in range(phase.repeats):
                         metrics.update(self._update(phase, batches))
+            for schedule in self.schedules.values():  # by the step, not the update: a critic takes several of these in a step
+                schedule.step()
             self.step += 1
             self.seconds = time.monotonic() - begun
             bar.update()
@@ -240,8 +242,6 @@ class Trainer:
                 self._stop(f"step {self.step + 1}, phase {phase.name!r}: the losses are finite and their gradient is not")
         optimizer.step()
         optimizer.zero_grad()
-        if phase.optimizer is None:
-            self.schedules[owner].step()
         for name in phase.networks:
             for part in self._told[name]:
                 part.after_update()

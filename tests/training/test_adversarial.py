@@ -17,7 +17,7 @@ from gen_pipelines.training.config import load_recipe
 from gen_pipelines.training.objectives.adversarial import LOSSES, gradient_penalty, path_lengths, r1_penalty
 from gen_pipelines.training.run import train
 from gen_pipelines.training.seen import add_row
-from gen_pipelines.training.state import checkpoints
+from gen_pipelines.training.state import checkpoints, load_checkpoint
 from tests.training.test_trainer import finish, start
 
 
@@ -240,8 +240,6 @@ def recipe(kind, folder, data, **loop):
 
 
 def networks_of(run):
-    from gen_pipelines.training.state import load_checkpoint
-
     networks, averages, *_ = load_checkpoint(checkpoints(run / "checkpoints")[-1])
     return networks | {f"average.{key}": value for key, value in averages.items()}
 
@@ -276,6 +274,16 @@ def test_a_stopped_and_resumed_game_is_an_unbroken_one(kind, digits, tmp_path):
     assert [entry["step"] for entry in seen] == [2, 4] and len(log) == 4
     assert {"samples/recall", "samples/variety", "samples/classes", "samples/class_entropy", "samples/collapse"} <= seen[0].keys()
     assert ("samples/class_accuracy" in seen[0]) == (kind == "gan")
+
+
+def test_the_learning_rates_of_both_players_fall_by_the_step(digits, tmp_path):
+    """Not by the update: a critic with several in a step would have stopped learning long before the generator."""
+    path = recipe("wgan-gp", tmp_path, digits)
+    train(path, ["optimizer.schedule=linear"], tmp_path / "run")
+    for folder, left in zip(checkpoints(tmp_path / "run" / "checkpoints"), (0.5, 0.0), strict=True):  # after 2 and 4 of 4 steps
+        states = load_checkpoint(folder)[2]
+        rates = {name: states[name]["param_groups"][0]["lr"] for name in ("discriminator", "generator")}
+        assert rates == pytest.approx({"discriminator": left * 1e-3, "generator": left * 1e-3}), folder
 
 
 SHIPPED = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml")) if "task: gan" in path.read_text()]
