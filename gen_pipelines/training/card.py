@@ -13,6 +13,8 @@ import yaml
 from ..hub.card import CARD_NAME, is_untouched, read_evaluation, stamped, with_evaluation, with_facts
 from .config import to_dict
 
+_PRECISION = {"no": "in float32", "bf16": "under bfloat16 autocast", "fp16": "under float16 autocast"}
+
 
 def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
     """The card's sections on data, training and measurements, in Markdown.
@@ -31,7 +33,7 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
         "## Training",
         "",
         f"{facts['steps']} steps of {recipe.loop.batch_size} samples in {minutes:.0f} minutes on {facts['hardware']}, "
-        f"precision {recipe.loop.mixed_precision}, with the trainer of gen_pipelines.",
+        f"{_PRECISION[recipe.loop.mixed_precision]}, with the trainer of gen_pipelines.",
         "",
     ]
     measured = {key: value for key, value in facts.items() if key not in ("steps", "seconds", "hardware")}

@@ -101,4 +101,5 @@ def _hardware(processes: int) -> str:
 
     if torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
-    return f"{processes} x CPU ({torch.get_num_threads()} threads, {platform.machine()}, {os.cpu_count()} cores)"
+    threads = torch.get_num_threads()
+    return f"{processes} x CPU ({threads} thread{'s' * (threads > 1)}, {platform.machine()}, {os.cpu_count()} cores)"
