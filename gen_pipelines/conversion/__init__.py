@@ -25,6 +25,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "stylegan1_tf": (".stylegan1_tf", "StyleGAN1TF"),
     "rosinality_stylegan2": (".rosinality_stylegan2", "RosinalityStyleGAN2"),
     "taming_vqgan": (".taming_vqgan", "TamingVQGAN"),
+    "k_diffusion": (".k_diffusion", "KDiffusion"),
     "edm": (".edm", "EDM"),
     "edm2": (".edm2", "EDM2"),
     "score_sde": (".score_sde", "ScoreSDE"),

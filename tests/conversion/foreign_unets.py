@@ -292,3 +292,76 @@ class Magnitude:
 
     def uncertainty(self, t):
         return self.weigh("logvar_linear", self.fourier("logvar_fourier", t, 128), 1)[:, 0]
+
+
+class KImage:
+    """k-diffusion's image_v1, by its keys; `classes` are numbers of the vector behind the nine of augmentations."""
+
+    def __init__(self, weights, *, widths, layers, attention, mapping=32, channels=3, patch=1, skipped=0, variance=False, given=0,
+                 condition=0, wrapped=True):  # fmt: skip
+        self.w, self.widths, self.layers, self.attention, self.mapping = weights, widths, layers, attention, mapping
+        self.channels, self.patch, self.skipped, self.variance, self.given = channels, patch, skipped, variance, given
+        self.vector = condition + (9 if wrapped else 0)
+
+    def affine(self, name, x, out, *kernel, bias=True):
+        weight = self.w(f"{name}.weight", out, x.shape[1], *kernel)
+        bias = self.w(f"{name}.bias", out) if bias else None
+        return F.conv2d(x, weight, bias, padding=kernel[0] // 2) if kernel else F.linear(x, weight, bias)
+
+    def norm(self, name, x):
+        weight, bias = self.affine(f"{name}.mapper", self.embedding, 2 * x.shape[1])[:, :, None, None].chunk(2, 1)
+        grouped = x.reshape(len(x), max(1, x.shape[1] // 32), -1)
+        mean, var = grouped.mean(2, keepdim=True), grouped.var(2, keepdim=True, unbiased=False)
+        return ((grouped - mean) / (var + 1e-5).sqrt()).reshape(x.shape) * (1 + weight) + bias
+
+    def level(self, name, x, width, outs, attention):
+        j = 1 if ".d_blocks." in name else 0  # the change of size is the first on the way down, the last on the way up
+        for out in outs:
+            skip = self.affine(f"{name}.{j}.skip", x, out, 1, 1, bias=False) if x.shape[1] != out else x
+            h = self.affine(f"{name}.{j}.main.2", F.gelu(self.norm(f"{name}.{j}.main.0", x)), width, 3, 3)
+            x = skip + self.affine(f"{name}.{j}.main.6", F.gelu(self.norm(f"{name}.{j}.main.4", h)), out, 3, 3)
+            j += 1
+            if attention:
+                q, k, v = self.affine(f"{name}.{j}.qkv_proj", self.norm(f"{name}.{j}.norm_in", x), 3 * out, 1, 1).chunk(3, 1)
+                h = pointwise_attention(q, k, v, max(1, out // 64)).reshape(x.shape)
+                x = x + self.affine(f"{name}.{j}.out_proj", h, out, 1, 1)
+                j += 1
+        return x
+
+    @staticmethod
+    def halve(x):
+        for _ in range(2):  # columns, then rows
+            p = F.pad(x, (1, 1, 0, 0), "reflect")
+            x = ((p[..., :-3:2] + p[..., 3::2] + 3 * (p[..., 1:-2:2] + p[..., 2:-1:2])) / 8).transpose(2, 3)
+        return x
+
+    @staticmethod
+    def double(x):
+        for _ in range(2):
+            p = F.pad(x, (1, 1, 0, 0), "reflect")
+            x = torch.stack([p[..., :-2] + 3 * x, 3 * x + p[..., 2:]], -1).flatten(3).transpose(2, 3) / 4
+        return x
+
+    def __call__(self, x, sigma, vector=None, second=None):
+        angles = 2 * math.pi * sigma.log()[:, None] / 4 * self.w("timestep_embed.weight", self.mapping // 2, 1).T
+        h = torch.cat([angles.cos(), angles.sin()], 1)
+        if self.vector:
+            table = self.w("mapping_cond.weight", self.mapping, self.vector)
+            h = h if vector is None else h + vector @ table.T
+        self.embedding = F.gelu(self.affine("mapping.2", F.gelu(self.affine("mapping.0", h, self.mapping)), self.mapping))
+        count, used = len(self.widths), range(self.skipped, len(self.widths))
+        before = [self.widths[max(0, i - 1)] for i in range(count)]
+        x = x if second is None else torch.cat([x, second], 1)
+        x, skips = self.affine("proj_in", F.pixel_unshuffle(x, self.patch), before[self.skipped], 1, 1), []
+        for i in used:
+            x = self.halve(x) if i > self.skipped else x
+            x = self.level(f"u_net.d_blocks.{i}", x, self.widths[i], [self.widths[i]] * self.layers[i], self.attention[i])
+            skips.append(x)
+        skips.pop()
+        for i in reversed(used):
+            x = x if i == count - 1 else torch.cat([x, skips.pop()], 1)
+            outs = [self.widths[i]] * (self.layers[i] - 1) + [before[i]]
+            x = self.level(f"u_net.u_blocks.{count - 1 - i}", x, self.widths[i], outs, self.attention[i])
+            x = self.double(x) if i > self.skipped else x
+        out = self.affine("proj_out", x, self.channels * self.patch**2 + self.variance, 1, 1)
+        return F.pixel_shuffle(out[:, : self.channels * self.patch**2], self.patch)

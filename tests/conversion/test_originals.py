@@ -1,16 +1,16 @@
 """Numbers that the original implementations gave, for weights that a formula makes (`fakes.wave`), against the converted networks.
 
 Where they are from: stylegan2-ada-pytorch at d72cc7d, stylegan3 at its main branch of 2021, with their reference operators in float32 on
-a CPU; stylegan and stylegan2 in TensorFlow 1.15.5, their convolutions in NHWC. Rows are picture[:, :, 3, ::5] of two noises, truncated by
-0.7 (of TensorFlow's networks, in the first three layers).
+a CPU; stylegan and stylegan2 in TensorFlow 1.15.5, their convolutions in NHWC; k-diffusion at 4601bf0. Rows are picture[:, :, 3, ::5] of
+two noises, StyleGAN's truncated by 0.7 (of TensorFlow's networks, in the first three layers).
 """
 
 import pytest
 import torch
 from conversion import fakes
-from conversion.checkpoints import stylegan1_tf, stylegan2_ada, stylegan2_tf, stylegan3
+from conversion.checkpoints import k_diffusion, stylegan1_tf, stylegan2_ada, stylegan2_tf, stylegan3
 
-from gen_pipelines import AutoPipeline, StyleGAN2Discriminator, StyleGAN2Generator, StyleGAN3Generator, convert
+from gen_pipelines import AutoPipeline, KDiffusionUNetModel, StyleGAN2Discriminator, StyleGAN2Generator, StyleGAN3Generator, convert
 
 ADA = [
     0.946848, 1.254429, 1.263592, 0.519099, 0.943247, 1.27712, 1.391391, 0.603653, -0.241959, -0.306902, -0.18716, -0.34662,
@@ -28,6 +28,11 @@ TENSORFLOW = {
                    -0.629125, -0.248628, -0.239501, -0.289966, -0.080854, -0.498801, -0.477733, -0.685732, -0.460635, -0.514379, -0.491279,
                    -0.758988, -0.623772],
 }  # fmt: skip
+
+K_DIFFUSION = [
+    12.976358, 13.221286, 13.226067, 12.811052, -5.606691, -5.780256, -5.778045, -5.373596, -0.690049, -0.616454, -0.625292, -0.952507,
+    12.888084, 13.228579, 13.194881, 12.828888, -5.532215, -5.777616, -5.721422, -5.424043, -0.738443, -0.62859, -0.69802, -0.877768,
+]  # fmt: skip
 
 
 def waved(model):
@@ -66,6 +71,20 @@ def test_nvidias_stylegan2_ada():
 def test_nvidias_stylegan3_r():
     generator = waved(StyleGAN3Generator(**stylegan3.GENERATOR))
     torch.testing.assert_close(row(generator(NOISE, truncation=0.7).sample), torch.tensor(ALIAS_FREE_R), atol=5e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_k_diffusions_network():
+    """At sigma 0.1 and 7, with a vector of augmentations."""
+    there = k_diffusion.foreign(size=16)
+    unet = KDiffusionUNetModel(16, 3, 3, 1, there.mapping, there.widths, there.layers, there.attention, condition_channels=9).eval()
+    state = unet.state_dict()
+    for k, name in enumerate(sorted(state)):
+        fan_in = state[name][0].numel() if state[name].ndim > 1 else 1
+        state[name].copy_(fakes.wave(tuple(state[name].shape), k) * (1.5 / fan_in**0.5 if state[name].ndim > 1 else 1))
+    time = torch.tensor([0.1, 7.0]).log() / 4
+    pictures = unet(2 * fakes.wave((2, 3, 16, 16), 0), time, condition=fakes.wave((2, 9), 2)).sample
+    torch.testing.assert_close(row(pictures), torch.tensor(K_DIFFUSION), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("example", TENSORFLOW, ids=["stylegan2", "stylegan1, fused"])

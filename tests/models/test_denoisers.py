@@ -1,4 +1,4 @@
-"""The U-Nets of score-based models and of EDM2: sizes, saving, what they start from, what keeps magnitudes, how they are called."""
+"""The U-Nets of score-based models, EDM2 and k-diffusion: sizes, saving, what they start from, magnitudes, how they are called."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gen_pipelines import DiffusionImagePipeline, EDM2UNetModel, HeunScheduler, Parameterization, ScoreUNetModel
+from gen_pipelines import DiffusionImagePipeline, EDM2UNetModel, HeunScheduler, KDiffusionUNetModel, Parameterization, ScoreUNetModel
 from gen_pipelines.models.calling import ClassCondition, predict
 from gen_pipelines.models.denoisers import edm2_unet, score_unet
 
@@ -19,6 +19,8 @@ MODELS = {
     "DDPM": (ScoreUNetModel, {**TINY, "block_type": "ddpm", "input_pyramid": "residual", "output_pyramid": "residual"}),
     "EDM2": (EDM2UNetModel, {"sample_size": 8, "base_channels": 8, "channel_mults": (1, 2), "layers_per_block": 1,
                              "attention_resolutions": (4,), "channels_per_head": 8, "num_class_embeds": 3}),
+    "k-diffusion": (KDiffusionUNetModel, {"sample_size": 8, "patch_size": 2, "embedding_channels": 16, "block_out_channels": (8, 16),
+                                          "layers_per_block": (1, 2), "attention_levels": (False, True), "num_class_embeds": 3}),
 }  # fmt: skip
 
 
@@ -105,6 +107,31 @@ def test_it_compiles_without_graph_breaks(kind):
 def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ScoreUNetModel(**{**TINY, **changes})
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"attention_levels": (True,)}, "one entry for each level"),
+    ({"sample_size": 4}, "down to 2 or more"),
+    ({"sample_size": 10}, "cannot be halved 1 times"),
+    ({"block_out_channels": (8, 160)}, "dealt out to 2 heads|cannot"),
+])  # fmt: skip
+def test_options_of_k_diffusions_network_that_do_not_fit_are_refused(changes, message):
+    if changes.get("block_out_channels") == (8, 160):
+        assert make("k-diffusion", **changes).down[1].attentions[0].num_heads == 2  # 160 // 64
+        changes = {"block_out_channels": (8, 193)}
+    with pytest.raises(ValueError, match=message):
+        make("k-diffusion", **changes)
+
+
+def test_a_condition_of_k_diffusions_network_moves_its_output():
+    model = stirred(make("k-diffusion", condition_channels=4)).eval()
+    x, t, labels = inputs(model)
+    with torch.no_grad():
+        plain, told = model(x, t, labels).sample, model(x, t, labels, torch.ones(2, 4)).sample
+        assert_close(model(x, t, labels, torch.zeros(2, 4)).sample, plain)
+    assert not torch.allclose(told, plain, atol=1e-3)
+    with pytest.raises(ValueError, match="condition_channels=0"):
+        make("k-diffusion")(x, t, labels, torch.ones(2, 4))
 
 
 def test_a_geometric_time_is_the_number_of_the_level():
