@@ -42,7 +42,7 @@ class _AdaptiveNorm(nn.Module):
         self.linear = _zero(nn.Linear(embedding_channels, 2 * channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)     # (B, C, 1, 1) each
+        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
         return F.group_norm(x, self.groups) * (scale + 1) + shift
 
 
@@ -60,8 +60,8 @@ class _Residual(nn.Module):
         self.shortcut = None if same else _orthogonal(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.dropout(self.conv_1(F.gelu(self.norm_1(x, embedding))))            # (B, M, H, W)
-        h = self.dropout(self.conv_2(F.gelu(self.norm_2(h, embedding))))            # (B, O, H, W)
+        h = self.dropout(self.conv_1(F.gelu(self.norm_1(x, embedding))))  # (B, M, H, W)
+        h = self.dropout(self.conv_2(F.gelu(self.norm_2(h, embedding))))  # (B, O, H, W)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -80,7 +80,7 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(self.norm(x, embedding)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
-        q, k, v = qkv.transpose(3, 4).unbind(1)                                     # each (B, heads, H W, C / heads)
+        q, k, v = qkv.transpose(3, 4).unbind(1)  # each (B, heads, H W, C / heads)
         h = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return x + self.out(h.transpose(2, 3).reshape(x.shape))
 
@@ -202,17 +202,17 @@ class KDiffusionUNetModel(GenerativeModel):
             raise ValueError("KDiffusionUNetModel: this network has condition_channels=0; leave condition out.")
         patch = self.config.patch_size
         t = torch.as_tensor(timestep, device=sample.device).to(self.frequencies.dtype).expand(len(sample))
-        angles = 2 * math.pi * t[:, None] * self.frequencies                        # (B, D / 2)
+        angles = 2 * math.pi * t[:, None] * self.frequencies  # (B, D / 2)
         embedding = torch.cat([angles.cos(), angles.sin()], dim=1).to(sample.dtype)
         if class_labels is not None:
             embedding = embedding + self.class_embedding(class_labels.long())
         if condition is not None:
             embedding = embedding + self.condition(condition.to(sample.dtype))
-        embedding = F.gelu(self.mapping_1(F.gelu(self.mapping_0(embedding))))       # (B, D)
+        embedding = F.gelu(self.mapping_1(F.gelu(self.mapping_0(embedding))))  # (B, D)
 
-        x, skips = self.proj_in(F.pixel_unshuffle(sample, patch)), []               # (B, base, H / p, W / p)
+        x, skips = self.proj_in(F.pixel_unshuffle(sample, patch)), []  # (B, base, H / p, W / p)
         for i, level in enumerate(self.down):
-            x = level(self.shrink(x) if i else x, embedding)                        # (B, C_level, h, w)
+            x = level(self.shrink(x) if i else x, embedding)  # (B, C_level, h, w)
             skips.append(x)
         skips.pop()
         for i, level in enumerate(self.up):
