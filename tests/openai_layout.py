@@ -18,7 +18,8 @@ def random_state(
 ) -> dict[str, Tensor]:  # fmt: skip
     """A state dict of the layout with random weights, in the order in which the original writes it.
 
-    With `context`, the width of a condition, attention is latent diffusion's transformers of `depth` blocks.
+    With `context`, the width of a condition, attention is latent diffusion's transformers of `depth` blocks, one number or one for each
+    level (the middle has the last one's).
     """
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
@@ -44,10 +45,10 @@ def random_state(
         if width != out:
             layer(f"{name}.skip_connection", out, width, 1, 1)
 
-    def transform(name: str, width: int) -> None:
+    def transform(name: str, width: int, level: int) -> None:
         norm(f"{name}.norm", width)
         layer(f"{name}.proj_in", width, width, 1, 1)
-        for d in range(depth):
+        for d in range(depth if isinstance(depth, int) else depth[level]):
             block = f"{name}.transformer_blocks.{d}"
             for attn, source in (("attn1", width), ("attn2", context)):
                 layer(f"{block}.{attn}.to_q", width, width, bias=False)
@@ -60,9 +61,9 @@ def random_state(
                 norm(f"{block}.norm{i}", width)
         layer(f"{name}.proj_out", width, width, 1, 1)
 
-    def attend(name: str, width: int) -> None:
+    def attend(name: str, width: int, level: int) -> None:
         if context is not None:
-            transform(name, width)
+            transform(name, width, level)
             return
         norm(f"{name}.norm", width)
         layer(f"{name}.qkv", 3 * width, width, *(1,) * attention_dims)
@@ -79,7 +80,7 @@ def random_state(
             residual(f"input_blocks.{k}.0", width, out)
             width, _ = out, skips.append(out)
             if attention[level]:
-                attend(f"input_blocks.{k}.1", width)
+                attend(f"input_blocks.{k}.1", width, level)
             k += 1
         if level < len(widths) - 1:
             if resample == "conv":
@@ -89,7 +90,7 @@ def random_state(
             skips.append(width)
             k += 1
     residual("middle_block.0", width, width)
-    attend("middle_block.1", width)
+    attend("middle_block.1", width, len(widths) - 1)
     residual("middle_block.2", width, width)
     k = 0
     for level in reversed(range(len(widths))):
@@ -97,7 +98,7 @@ def random_state(
             residual(f"output_blocks.{k}.0", width + skips.pop(), widths[level])
             width, j = widths[level], 1
             if attention[level]:
-                attend(f"output_blocks.{k}.1", width)
+                attend(f"output_blocks.{k}.1", width, level)
                 j = 2
             if level and i == layers:
                 if resample == "conv":

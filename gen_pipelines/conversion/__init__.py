@@ -21,6 +21,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "openai_classifier": (".openai_classifier", "OpenAIClassifier"),
     "dit": (".dit", "DiT"),
     "ldm": (".ldm", "LatentDiffusion"),
+    "stable_diffusion_xl": (".stable_diffusion_xl", "StableDiffusionXL"),
     "stylegan2_tf": (".stylegan2_tf", "StyleGAN2TF"),
     "stylegan1_tf": (".stylegan1_tf", "StyleGAN1TF"),
     "rosinality_stylegan2": (".rosinality_stylegan2", "RosinalityStyleGAN2"),

@@ -6,8 +6,8 @@ the number of heads is in its YAML file only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor
 from ..processes.discrete_vp import DiscreteVPPath
 from ..processes.parameterization import Parameterization
 from .base import Component, Format, Made, Plan
+from .clip_text import TextEncoder, read_tokenizer, text_encoder_of
+from .keys import numbered
 from .ldm_autoencoder import autoencoder_recipe, looks_like_autoencoder
 from .openai_unet import adm_config, fits_unet_2d, heads_of, unet_2d_config
 from .reader import Checkpoint, tensors
 from .unet_layout import Layout, Recipe, layout_of, looks_like_unet, to_adm, to_unet_2d
 
-__all__ = ["LatentDiffusion", "condition_config", "path_of"]
+__all__ = ["Found", "LatentDiffusion", "add_autoencoder", "chosen_weights", "condition_config", "drop_the_rest", "path_of", "transformers"]
 
 _UNET, _FIRST, _COND = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 _CLASSES = "cond_stage_model.embedding.weight"
@@ -80,8 +82,7 @@ def condition_config(
     """
     if layout.resample != "conv" or layout.scale_shift or layout.num_class_embeds is not None or layout.time_channels != layout.widths[0]:
         raise ValueError("a U-Net with transformers and residual up- and downsampling, scales of the time, or a class table is not known.")
-    middle = "middle_block.1.transformer_blocks.{}.norm1.weight"
-    depth = next(d for d in range(100) if middle.format(d) not in state)
+    depths = _depths(layout, state)
     config = {
         "sample_size": size,
         "in_channels": layout.in_channels,
@@ -93,18 +94,35 @@ def condition_config(
         "attention_head_dim": [heads(width) for width in layout.widths],  # diffusers has the number of heads under this name
         "cross_attention_dim": state["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         "use_linear_projection": state["middle_block.1.proj_in.weight"].ndim == 2,
-        "transformer_layers_per_block": depth,
+        "transformer_layers_per_block": depths[-1] if len(set(depths)) == 1 else depths,
     }
     if classes is not None:  # a row of the table is a linear layer on the label written as zeros and a one
         config |= {"encoder_hid_dim": classes, "encoder_hid_dim_type": "text_proj"}
     return config
 
 
-def _transformer(recipe: Recipe, target: str, source: str, keys: Any) -> None:
+def _depths(layout: Layout, state: Mapping[str, Tensor]) -> list[int]:
+    """Transformer blocks of each level, those of the middle where a level has none.
+
+    Raises:
+        ValueError: the middle has another number than the last level, whose number diffusers' class gives it.
+    """
+
+    def depth(place: str) -> int:
+        return len(numbered(state, rf"{re.escape(place)}\.transformer_blocks\.(\d+)\."))
+
+    middle, step = depth("middle_block.1"), layout.layers_per_block + 1
+    depths = [depth(f"input_blocks.{1 + level * step}.1") or middle for level in range(len(layout.widths))]
+    if depths[-1] != middle:
+        raise ValueError(f"a U-Net with {depths[-1]} transformer blocks at the smallest size and {middle} in the middle is not known.")
+    return depths
+
+
+def transformers(recipe: Recipe, target: str, source: str, keys: Any) -> None:
     """diffusers' transformers have the keys of latent diffusion's."""
     for key in keys:
         if key.startswith(f"{source}."):
-            recipe.add(target + key[len(source):], key)
+            recipe.add(target + key[len(source) :], key)
 
 
 class LatentDiffusion(Format):
@@ -129,18 +147,15 @@ class LatentDiffusion(Format):
     }
 
     def matches(self, checkpoint: Checkpoint) -> float:
-        found = _Found(checkpoint)
+        found = Found(checkpoint)
         if not looks_like_unet(found.unet):
             return 0.0
         return 0.95 if looks_like_autoencoder(found.first) else 0.4
 
     def plan(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Plan:
-        found = _Found(checkpoint)
+        found = Found(checkpoint)
         if not looks_like_unet(found.unet):
             raise ValueError(f"{checkpoint.path.name} holds no U-Net of latent diffusion.")
-        weights = str(options.get("weights", "ema" if found.average else "model"))
-        if weights not in ("ema", "model") or (weights == "ema" and not found.average):
-            raise ValueError(f"weights = {weights!r}: {'none of ema, model' if found.average else 'this file has no averaged weights'}.")
         settings = _settings(options)
         captions = any(key.startswith(_COND) and key != _CLASSES for key in found.keys)
         layout = layout_of(found.unet)
@@ -148,23 +163,10 @@ class LatentDiffusion(Format):
         from ..pipelines.diffusion_image import DiffusionImagePipeline
 
         plan = Plan(self.name, DiffusionImagePipeline, {})
-        kept = dict(found.unet)
-        origin = {key: found.prefix + _UNET + key for key in kept}
-        if weights == "ema":
-            kept = {key: found.average[key] for key in kept}
-            plan.dropped |= dict.fromkeys(origin.values(), "the weights of the last step")
-            origin = {key: found.prefix + _dotless(key) for key in kept}
+        kept, origin = chosen_weights(plan, found, options)
         self._unet(plan, layout, kept, origin, settings, found)
-        self._autoencoder(plan, found, settings)
-        others = [key for key in found.keys if found.prefix + key not in plan.used and found.prefix + key not in plan.dropped]
-        for key in others:
-            if key in _BUFFERS:
-                plan.dropped[found.prefix + key] = "follows from the schedule"
-            elif key.startswith("model_ema."):
-                plan.dropped[found.prefix + key] = "the averaged weights" if weights == "model" else "state of the average"
-            elif key.startswith(_FIRST + "loss."):
-                plan.dropped[found.prefix + key] = "the autoencoder's loss"
-        plan.dropped |= dict.fromkeys(found.others, "state of the training")
+        add_autoencoder(plan, found, settings["scale_factor"])
+        drop_the_rest(plan, found)
         path = path_of(found.betas) if found.betas is not None else _path(*settings["betas"])
         network = Parameterization(path, settings["prediction"])
         from ..schedulers import DDIMScheduler
@@ -182,7 +184,7 @@ class LatentDiffusion(Format):
         return plan
 
     def _unet(
-        self, plan: Plan, layout: Layout, state: dict[str, Tensor], origin: dict[str, str], settings: Mapping[str, Any], found: _Found
+        self, plan: Plan, layout: Layout, state: dict[str, Tensor], origin: dict[str, str], settings: Mapping[str, Any], found: Found
     ) -> None:
         from diffusers import UNet2DConditionModel, UNet2DModel
 
@@ -193,7 +195,7 @@ class LatentDiffusion(Format):
         if any(layout.transformer_levels):
             classes = None if found.classes is None else found.classes.shape[0]
             cls, config = UNet2DConditionModel, condition_config(layout, state, heads, size, classes)
-            recipe = to_unet_2d(layout, state, heads, True, _transformer)
+            recipe = to_unet_2d(layout, state, heads, True, transformers)
             if found.classes is not None:
                 table = found.classes
                 extra["encoder_hid_proj.weight"] = Made(lambda: table.T.contiguous(), tuple(table.T.shape), table.dtype)
@@ -208,37 +210,66 @@ class LatentDiffusion(Format):
         plan.components["unet"] = Component(cls, config, lambda: {**recipe.state(state), **extra})
         plan.used |= recipe.used("unet", origin)
 
-    def _autoencoder(self, plan: Plan, found: _Found, settings: Mapping[str, Any]) -> None:
-        import diffusers
-
-        if not looks_like_autoencoder(found.first):
-            raise ValueError("the file has no autoencoder (first_stage_model), whose latents the network draws.")
-        name, config, recipe = autoencoder_recipe(found.first)
-        config["scaling_factor"] = settings["scale_factor"]
-        component = "vae" if name == "AutoencoderKL" else "vqvae"
-        plan.components[component] = Component(getattr(diffusers, name), config, lambda: recipe.state(found.first))
-        plan.used |= recipe.used(component, {key: found.prefix + _FIRST + key for key in found.first})
-
-    def _captions(self, plan: Plan, checkpoint: Checkpoint, found: _Found, options: Mapping[str, Any]) -> None:
-        from transformers import CLIPTokenizer
-
+    def _captions(self, plan: Plan, checkpoint: Checkpoint, found: Found, options: Mapping[str, Any]) -> None:
         from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 
-        tokenizer = options.get("tokenizer")
-        cls, config, state, table = _text_encoder(checkpoint, found, plan)
-        if tokenizer is None or not (Path(str(tokenizer)) / "vocab.json").is_file():
-            raise ValueError(
-                "the tokenizer is not in the file: give --set tokenizer=FOLDER with vocab.json and merges.txt (those of "
-                "openai/clip-vit-large-patch14; of Stable Diffusion 2, whose padding differs, those of its repository)."
-            )
-        plan.components["text_encoder"] = Component(cls, config, lambda: state)
-        plan.used |= {found.prefix + old: ", ".join(f"text_encoder.{key}" for key in new) for old, new in table.items()}
-        plan.objects["tokenizer"] = CLIPTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+        _text_encoder(checkpoint, found, plan).add_to(plan, "text_encoder")
+        plan.objects["tokenizer"] = read_tokenizer(
+            options, "openai/clip-vit-large-patch14; of Stable Diffusion 2, whose padding differs, those of its repository"
+        )
         plan.pipeline = LatentTextToImagePipeline
         plan.init = {"default_guidance_scale": 7.5}
 
 
-class _Found:
+def chosen_weights(plan: Plan, found: Found, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(the U-Net's weights by its own keys, where each lies in the file): the average, or the last ones; the others are dropped.
+
+    Raises:
+        ValueError: the option "weights" is not known, or the file has no average.
+    """
+    weights = str(options.get("weights", "ema" if found.average else "model"))
+    if weights not in ("ema", "model") or (weights == "ema" and not found.average):
+        raise ValueError(f"weights = {weights!r}: {'none of ema, model' if found.average else 'this file has no averaged weights'}.")
+    kept = dict(found.unet)
+    origin = {key: found.prefix + _UNET + key for key in kept}
+    if weights == "ema":
+        kept = {key: found.average[key] for key in kept}
+        plan.dropped |= dict.fromkeys(origin.values(), "the weights of the last step")
+        origin = {key: found.prefix + _dotless(key) for key in kept}
+    why = "the averaged weights" if weights == "model" else "state of the average"
+    taken = set(origin.values())
+    plan.dropped |= {at: why for key in found.keys if key.startswith("model_ema.") and (at := found.prefix + key) not in taken}
+    return kept, origin
+
+
+def add_autoencoder(plan: Plan, found: Found, scale_factor: float, **config: Any) -> None:
+    """The file's autoencoder as the component `vae` or `vqvae`; `config` is more of its configuration.
+
+    Raises:
+        ValueError: it has none.
+    """
+    import diffusers
+
+    if not looks_like_autoencoder(found.first):
+        raise ValueError("the file has no autoencoder (first_stage_model), whose latents the network draws.")
+    name, made, recipe = autoencoder_recipe(found.first)
+    made |= {"scaling_factor": scale_factor, **config}
+    component = "vae" if name == "AutoencoderKL" else "vqvae"
+    plan.components[component] = Component(getattr(diffusers, name), made, lambda: recipe.state(found.first))
+    plan.used |= recipe.used(component, {key: found.prefix + _FIRST + key for key in found.first})
+
+
+def drop_the_rest(plan: Plan, found: Found) -> None:
+    """What follows from the schedule, the autoencoder's loss and the state of the training, by name."""
+    for key in found.keys:
+        if key in _BUFFERS or key == "denoiser.sigmas":
+            plan.dropped[found.prefix + key] = "follows from the schedule"
+        elif key.startswith(_FIRST + "loss."):
+            plan.dropped[found.prefix + key] = "the autoencoder's loss"
+    plan.dropped |= dict.fromkeys(found.others, "state of the training")
+
+
+class Found:
     """The parts of a checkpoint, by their own names; `prefix` stands before them in the file."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -293,7 +324,7 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _ask(checkpoint: Checkpoint, settings: dict[str, Any], found: _Found, captions: bool) -> None:
+def _ask(checkpoint: Checkpoint, settings: dict[str, Any], found: Found, captions: bool) -> None:
     """What neither the file nor the settings say.
 
     Raises:
@@ -315,57 +346,15 @@ def _ask(checkpoint: Checkpoint, settings: dict[str, Any], found: _Found, captio
         )
 
 
-def _text_encoder(
-    checkpoint: Checkpoint, found: _Found, plan: Plan
-) -> tuple[type, dict[str, Any], dict[str, Tensor], dict[str, list[str]]]:
-    """(class, configuration, weights, key of the file -> keys) of CLIP's text encoder, of transformers or of open_clip.
+def _text_encoder(checkpoint: Checkpoint, found: Found, plan: Plan) -> TextEncoder:
+    """CLIP's text encoder, of transformers or of open_clip.
 
     Raises:
         ValueError: it is another.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from . import open_clip_text
-
-    with torch.device("meta"):  # some versions of transformers have the prefix, others not
-        small = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=2)
-        prefix = "" if any(key.startswith("text_model.") for key in CLIPTextModel(small).state_dict()) else "text_model."
-    theirs, opened = _COND + "transformer.", _COND + "model."
-    state = {key.removeprefix(theirs): value for key, value in found.keys.items() if key.startswith(theirs + "text_model.")}
-    if state:
-        plan.dropped |= {found.prefix + theirs + key: "counts from 0" for key in state if key.endswith("position_ids")}
-        state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-        table = {theirs + key: [key.removeprefix(prefix)] for key in state}
-        return CLIPTextModel, _clip_config(state), {key.removeprefix(prefix): value for key, value in state.items()}, table
-    state = {key.removeprefix(opened): value for key, value in found.keys.items() if key.startswith(opened)}
-    if "token_embedding.weight" not in state or "text_projection" not in state:
-        raise ValueError(f"{checkpoint.path.name}: its text encoder is none of CLIP's; Stable Diffusion XL and latent diffusion's own BERT "
-                         "are not converted.")  # fmt: skip
-    config = open_clip_text.config_from(state, {"quick_gelu": False})
-    config["num_hidden_layers"] -= 1  # Stable Diffusion 2 looks at what the last block is given, after the last norm
-    last = f"transformer.resblocks.{config['num_hidden_layers']}."
-    for key in state:
-        if key.startswith(last):
-            plan.dropped[found.prefix + opened + key] = "the last block, which Stable Diffusion 2 leaves out"
-        elif key in ("text_projection", "logit_scale", "attn_mask"):
-            plan.dropped[found.prefix + opened + key] = "of the contrastive loss, or a constant"
-    kept = {key: value for key, value in state.items() if found.prefix + opened + key not in plan.dropped}
-    table = {opened + key: [one.removeprefix(prefix) for one in names] for key, names in open_clip_text.names(kept).items()}
-    weights = {key.removeprefix(prefix): value for key, value in open_clip_text.rename(kept).items()}
-    return CLIPTextModel, config, weights, table
-
-
-def _clip_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of CLIP's text encoder as OpenAI trained it, from shapes; its heads have 64 channels."""
-    depth = 1 + max(int(key.split(".")[3]) for key in state if key.startswith("text_model.encoder.layers."))
-    vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
-    return {
-        "hidden_size": width,
-        "intermediate_size": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": depth,
-        "num_attention_heads": max(width // 64, 1),
-        "max_position_embeddings": state["text_model.embeddings.position_embedding.weight"].shape[0],
-        "vocab_size": vocabulary,
-        "hidden_act": "quick_gelu",
-        "projection_dim": width,
-    }
+    encoder = text_encoder_of(found.keys, _COND + "transformer.", found.prefix)
+    # Stable Diffusion 2 looks at what the last block is given, after the last norm
+    encoder = encoder or text_encoder_of(found.keys, _COND + "model.", found.prefix, without_last=True)
+    if encoder is None:
+        raise ValueError(f"{checkpoint.path.name}: its text encoder is none of CLIP's; latent diffusion's own BERT is not converted.")
+    return encoder

@@ -1,11 +1,10 @@
 """Latent diffusion's checkpoints against the forward passes of network and autoencoder, said again."""
 
-import json
-
 import pytest
 import torch
 import yaml
 from conversion.checkpoints.ldm import OPTIONS, UNET, autoencoder_state, container
+from conversion.checkpoints.stable_diffusion_xl import open_clip_state, tokenizer_folder
 from openai_layout import Forward, random_state
 from torch.nn import functional as F
 
@@ -132,18 +131,6 @@ def test_classes_as_the_condition_of_transformers(tmp_path, heads, depth):
         pipe(class_labels=7)
 
 
-def tokenizer_folder(folder):
-    """A folder with vocab.json, which versions of transformers do not all write."""
-    from conftest import make_tokenizer
-
-    make_tokenizer().save_pretrained(folder)
-    if not (folder / "vocab.json").is_file():
-        words = json.loads((folder / "tokenizer.json").read_text())["model"]
-        (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
-    return folder
-
-
 def unprefixed(key):
     """Older transformers, which wrote these files, had everything under text_model."""
     return key.removeprefix("text_model.")
@@ -175,16 +162,7 @@ def test_stable_diffusion_1(tmp_path):
 def test_stable_diffusion_2_looks_at_the_last_block_but_one(tmp_path):
     """The text tower said again over open_clip's keys: pre-norm blocks, causal, GELU, all but the last, then the last norm."""
     width, length, vocabulary = 64, 7, 30
-    generator = torch.Generator().manual_seed(4)
-    text = {"positional_embedding": (length, width), "text_projection": (width, width), "token_embedding.weight": (vocabulary, width)}
-    for i in range(3):
-        block = f"transformer.resblocks.{i}"
-        text |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
-        for name, out, into in (("attn.out_proj", width, width), ("mlp.c_fc", 4 * width, width), ("mlp.c_proj", width, 4 * width)):
-            text |= {f"{block}.{name}.weight": (out, into), f"{block}.{name}.bias": (out,)}
-        text |= {f"{block}.{norm}.{part}": (width,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
-    text |= {"ln_final.weight": (width,), "ln_final.bias": (width,), "logit_scale": ()}
-    s = {key: torch.randn(shape, generator=generator) / (shape[-1] ** 0.5 if shape else 1) for key, shape in text.items()}
+    s = open_clip_state(width, length, vocabulary)
     unet = random_state(widths=(32, 64), attention=(True, True), scale_shift=False, context=width, in_channels=4, out_channels=4)
     for key in [key for key in unet if key.endswith(("proj_in.weight", "proj_out.weight"))]:
         unet[key] = unet[key].flatten(1)  # its transformers have linear layers there
