@@ -120,19 +120,35 @@ def guided(guidance: Guidance, outputs: Sequence[Tensor], branches: Sequence[str
 class ClassifierFreeGuidance:
     """uncond + scale (cond - uncond), where the papers' w is scale - 1. At 1 and at 0 only the branch that counts is evaluated.
 
-    References: Ho & Salimans 2022, eq. 6, https://arxiv.org/abs/2207.12598
+    Args:
+        scale: s.
+        channels: how many channels, the first ones, are guided; the others are those of the conditional prediction. None for all. Published
+            samples of DiT guide three of the four channels of their latents.
+    Raises:
+        ValueError: there would be no channel to guide.
+
+    References: Ho & Salimans 2022, eq. 6, https://arxiv.org/abs/2207.12598; Peebles & Xie 2023, appendix A (three channels),
+    https://arxiv.org/abs/2212.09748
     """
 
     scale: float = 7.5
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None and (not isinstance(self.channels, int) or self.channels < 1):
+            raise ValueError(f"ClassifierFreeGuidance: channels={self.channels!r}; give how many channels are guided, or None for all.")
 
     def branches(self, step: int, num_steps: int, timestep: Tensor) -> tuple[str, ...]:
-        return ("cond",) if self.scale == 1.0 else ("uncond",) if self.scale == 0.0 else ("uncond", "cond")
+        if self.scale == 1.0:
+            return ("cond",)
+        return ("uncond",) if self.scale == 0.0 and self.channels is None else ("uncond", "cond")
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
         if len(outputs) == 1:
             return outputs[0]
         uncond, cond = outputs
-        return torch.add(uncond, cond - uncond, alpha=self.scale)
+        combined = torch.add(uncond, cond - uncond, alpha=self.scale)
+        return combined if self.channels is None else torch.cat([combined[:, : self.channels], cond[:, self.channels :]], dim=1)
 
 
 # ------------------------------------------------------------------------------------------------------------- guidance made of another

@@ -308,3 +308,31 @@ def test_a_learned_variance_is_not_guided():
     result = guided(ClassifierFreeGuidance(3.0), both[::-1], ("uncond", "cond"), at)
     torch.testing.assert_close(result[:, 3:], variances[0])
     torch.testing.assert_close(result[:, :3], outputs[1] + 3.0 * (outputs[0] - outputs[1]))
+
+
+def test_guidance_of_the_first_channels():
+    """DiT's published samples: three of four channels, of the mean; the rest is the conditional prediction's, for any scale."""
+    at, _ = moment("sd_eps")
+    x = torch.randn(2, 4, 8, 8, generator=seeded(), dtype=torch.float64)
+    at = Evaluation(x, at.timestep, at.step, at.num_steps, at.level, at.affine, at.parameterization)
+    uncond, cond = torch.randn(2, 2, 8, 8, 8, generator=seeded(), dtype=torch.float64)  # means and variances
+    for scale in (0.0, 0.7, 4.0):
+        guidance = ClassifierFreeGuidance(scale, channels=3)
+        branches = needed_branches(guidance, at)
+        assert branches == ("uncond", "cond")
+        result = guided(guidance, [uncond, cond], branches, at)
+        torch.testing.assert_close(result[:, :3], uncond[:, :3] + scale * (cond[:, :3] - uncond[:, :3]))
+        torch.testing.assert_close(result[:, 3:], cond[:, 3:])
+    assert needed_branches(ClassifierFreeGuidance(1.0, channels=3), at) == ("cond",)
+    for channels in (0, -1, 2.0):
+        with pytest.raises(ValueError, match="how many channels"):
+            ClassifierFreeGuidance(2.0, channels=channels)
+
+
+def test_a_pipeline_guides_the_first_channels_only(flow):
+    """One Euler step from noise is linear in the output: the guided channels are those of full guidance, the others those without."""
+    draw = lambda scale: flow("a", num_inference_steps=1, guidance_scale=scale, generator=seeded(), output_type="latent").images
+    full, none, some = draw(3.0), draw(1.0), draw(ClassifierFreeGuidance(3.0, channels=2))
+    torch.testing.assert_close(some[:, :2], full[:, :2])
+    torch.testing.assert_close(some[:, 2:], none[:, 2:])
+    assert not torch.allclose(full, none, atol=1e-4)
