@@ -1,4 +1,4 @@
-"""Latent diffusion's checkpoints: unconditional and class-conditional networks, and Stable Diffusion 1 and 2, each with its autoencoder.
+"""Latent diffusion's checkpoints: networks of nothing, of classes and of captions, and Stable Diffusion 1 and 2, with their autoencoders.
 
 The file is Lightning's {state_dict, callbacks, ...}, or the state dict alone in safetensors. The schedule is in it, as a buffer of betas;
 the number of heads is in its YAML file only.
@@ -19,6 +19,7 @@ from .base import Component, Format, Made, Plan
 from .clip_text import TextEncoder, read_tokenizer, text_encoder_of
 from .keys import numbered
 from .ldm_autoencoder import autoencoder_recipe, looks_like_autoencoder
+from .ldm_bert import bert_of, read_bert_tokenizer
 from .openai_unet import adm_config, fits_unet_2d, heads_of, unet_2d_config
 from .reader import Checkpoint, tensors
 from .unet_layout import Layout, Recipe, layout_of, looks_like_unet, to_adm, to_unet_2d
@@ -40,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lsun_churches256": {"image_size": 32, "num_heads": 8},
     "cin256": {"image_size": 32, "num_head_channels": 32, "scale_factor": 1.0},
     "cin256-v2": {"image_size": 64, "num_heads": 1, "scale_factor": 1.0},
+    "txt2img-1p4B": {"image_size": 32, "num_heads": 8, "prediction": "epsilon", **_SD},
     "stable-diffusion-1": {"image_size": 64, "num_heads": 8, "prediction": "epsilon", **_SD},
     "stable-diffusion-2-base": {"image_size": 64, "num_head_channels": 64, "prediction": "epsilon", **_SD},
     "stable-diffusion-2": {"image_size": 96, "num_head_channels": 64, "prediction": "v_prediction", **_SD},
@@ -143,7 +145,7 @@ class LatentDiffusion(Format):
         "null_class": "the class that means none (the last row of the table), for guidance",
         "prediction": "epsilon or v_prediction",
         "weights": "ema (default, where the file has it) or model",
-        "tokenizer": "of a network with captions: the folder of its tokenizer",
+        "tokenizer": "of a network with captions: the folder of its tokenizer (CLIP's, or BERT's)",
     }
 
     def matches(self, checkpoint: Checkpoint) -> float:
@@ -213,11 +215,16 @@ class LatentDiffusion(Format):
     def _captions(self, plan: Plan, checkpoint: Checkpoint, found: Found, options: Mapping[str, Any]) -> None:
         from ..pipelines.latent_text_to_image import LatentTextToImagePipeline
 
-        _text_encoder(checkpoint, found, plan).add_to(plan, "text_encoder")
+        plan.pipeline = LatentTextToImagePipeline
+        if (bert := bert_of(found.keys, _COND + "transformer.", found.prefix)) is not None:
+            bert.add_to(plan, "text_encoder")
+            plan.objects["tokenizer"] = read_bert_tokenizer(options)
+            plan.init = {"max_text_tokens": bert.config["max_position_embeddings"], "default_guidance_scale": 5.0}
+            return
+        _text_encoder(checkpoint, found).add_to(plan, "text_encoder")
         plan.objects["tokenizer"] = read_tokenizer(
             options, "openai/clip-vit-large-patch14; of Stable Diffusion 2, whose padding differs, those of its repository"
         )
-        plan.pipeline = LatentTextToImagePipeline
         plan.init = {"default_guidance_scale": 7.5}
 
 
@@ -346,7 +353,7 @@ def _ask(checkpoint: Checkpoint, settings: dict[str, Any], found: Found, caption
         )
 
 
-def _text_encoder(checkpoint: Checkpoint, found: Found, plan: Plan) -> TextEncoder:
+def _text_encoder(checkpoint: Checkpoint, found: Found) -> TextEncoder:
     """CLIP's text encoder, of transformers or of open_clip.
 
     Raises:
@@ -356,5 +363,5 @@ def _text_encoder(checkpoint: Checkpoint, found: Found, plan: Plan) -> TextEncod
     # Stable Diffusion 2 looks at what the last block is given, after the last norm
     encoder = encoder or text_encoder_of(found.keys, _COND + "model.", found.prefix, without_last=True)
     if encoder is None:
-        raise ValueError(f"{checkpoint.path.name}: its text encoder is none of CLIP's; latent diffusion's own BERT is not converted.")
+        raise ValueError(f"{checkpoint.path.name}: its text encoder is neither one of CLIP's nor latent diffusion's own BERT.")
     return encoder
