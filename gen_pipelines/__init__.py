@@ -4,6 +4,7 @@ Importing this package imports no torch: every public name is resolved on first 
 """
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -112,7 +113,7 @@ def __getattr__(name: str) -> Any:
     elif name in _REEXPORTS:
         value = getattr(importlib.import_module(_REEXPORTS[name]), name)
     else:  # diffusers probes with getattr(library, name, None), so this must be an AttributeError
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     globals()[name] = value
     return value
 

@@ -250,7 +250,7 @@ def takes_no_prompt(settings: dict[str, Any], known: dict[str, Any]) -> bool:
         return False
     from gen_pipelines.cli.repository import Repository
 
-    index = Repository.open(settings["model"], settings["revision"]).json("model_index.json") or {}
+    index = Repository.open(settings["model"], settings["revision"]).index()
     from gen_pipelines import AutoPipeline
 
     return AutoPipeline.takes_no_prompt(index)
@@ -292,8 +292,10 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
     from transformers.utils import logging as transformers_logging
 
     from gen_pipelines import AutoPipeline, GenerativePipeline
+    from gen_pipelines.schedulers import find_scheduler
 
-    scheduler = find_scheduler(settings["scheduler"])
+    name = settings["scheduler"]
+    scheduler = None if name is None else find_scheduler(name, "--scheduler")
     diffusers_logging.disable_progress_bar()  # those of loading; the bar over the steps stays
     transformers_logging.disable_progress_bar()
     revision = {"revision": settings["revision"]} if settings["revision"] is not None else {}
@@ -303,6 +305,8 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; leave it out, or give --classes")
     if promptless and "batch_size" not in takes:
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which draws from prompts; give one")
+    if promptless:
+        check_promptless(pipe, settings)
     if scheduler is not None and _scheduler_class(pipe) is None:
         raise ValueError(f"--scheduler {settings['scheduler']}: a {type(pipe).__name__} draws without steps; leave it out")
     if scheduler is not None and _scheduler_class(pipe).__name__ != scheduler.__name__:  # the model's own keeps its settings
@@ -310,23 +314,6 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
         pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=not show_progress, leave=False)
     return pipe.to(where)
-
-
-def find_scheduler(name: str | None) -> type | None:
-    """The class that `--scheduler` names, by its short name (ddim) or its own (DDIMScheduler), of ours or of diffusers."""
-    from gen_pipelines.schedulers import SCHEDULERS
-    from gen_pipelines.schedulers.bridge import HOSTED
-
-    if name is None:
-        return None
-    found = SCHEDULERS.get(name) or {scheduler.__name__: scheduler for scheduler in SCHEDULERS.values()}.get(name)
-    if found is None and name in HOSTED:  # one of diffusers
-        import diffusers
-
-        return getattr(diffusers, name)
-    if found is None:
-        raise ValueError(f"--scheduler {name}: there is no such scheduler; there are {', '.join(SCHEDULERS)}")
-    return found
 
 
 def choose_device(device: str | None) -> Any:
@@ -405,10 +392,20 @@ def draw_classes(pipe: Any, batch: list[Picture], generators: list[Any], optiona
         if "class_labels" not in takes:
             raise ValueError(f"--classes: a {type(pipe).__name__} has no classes; leave it out")
         options["class_labels"] = [int(p.label) if p.label.isdecimal() else p.label for p in batch]
-    if (size := getattr(pipe, "picture_size", None)) is not None:
-        if (wanted := (optional.get("height", size[0]), optional.get("width", size[1]))) != tuple(size):
-            raise ValueError(f"--size {wanted[0]}x{wanted[1]}: this model draws {size[0]}x{size[1]}; leave it out")
     return pipe(batch_size=len(batch), generator=generators, **options).images
+
+
+def check_promptless(pipe: Any, settings: dict[str, Any]) -> None:
+    """Refuses what a pipeline that takes no prompt has no use for, before anything is drawn.
+
+    Raises:
+        ValueError: a size that is not the model's, or a negative prompt.
+    """
+    if settings.get("negative_prompt") is not None:
+        raise ValueError(f"--negative: --model {settings['model']} is a {type(pipe).__name__}, which takes no prompt; leave it out")
+    if (size := getattr(pipe, "picture_size", None)) is not None:
+        if (wanted := (settings.get("height") or size[0], settings.get("width") or size[1])) != tuple(size):
+            raise ValueError(f"--size {wanted[0]}x{wanted[1]}: this model draws {size[0]}x{size[1]}; leave it out")
 
 
 def gather(images: list[Image], settings: dict[str, Any], rank: int, world: int) -> tuple[list[Image], dict[str, Any]]:

@@ -49,9 +49,7 @@ def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
         OSError: there is no such folder or repository.
     """
     repository = Repository.open(model, revision)
-    index = repository.json("model_index.json")
-    if index is None:
-        raise ValueError(f"{model} is no pipeline: it has no model_index.json; name a folder written by save_pretrained")
+    index = repository.index()
     files = repository.files()
     components: dict[str, Any] = {}
     for name, entry in index.items():

@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            near = difflib.get_close_matches(wrong, self._option_string_actions, n=1) if wrong.startswith("-") else []
+            message += f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
@@ -76,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: the exit status: 0, or 2 for bad input, 1 for a failed run, 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) == 2 and words[0] in ("-h", "--help", "help"):
+        words = [words[1], "--help"]
     if words in (["-h"], ["--help"], ["help"]):
         print(usage())
         return 0
@@ -97,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         rank = f" (rank {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else ""
         hint = "" if is_bad_input(error) or "--debug" in words else "; run again with --debug for the traceback"
-        print(f"gen-pipelines: error{rank}: {one_line(error)}{hint}", file=sys.stderr)
+        text = one_line(error).removesuffix(".") if hint else one_line(error)
+        print(f"gen-pipelines: error{rank}: {text}{hint}", file=sys.stderr)
         return BAD_INPUT if is_bad_input(error) else FAILED
 
 

@@ -41,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--steps {args.num_inference_steps}: at least 1 step is needed")
     if args.num < 1 or args.batch_size < 1 or args.shard_size < 1:
         raise ValueError("--num, --batch-size and --shard-size: each at least 1")
-    from gen_pipelines.cli.generate import find_scheduler, load, pin
+    from gen_pipelines.cli.generate import load, pin
     from gen_pipelines.cli.train import logs_on_stderr
+    from gen_pipelines.schedulers import find_scheduler
     from gen_pipelines.training.pairs import draw_pairs
 
-    find_scheduler(args.scheduler)
+    if args.scheduler is not None:
+        find_scheduler(args.scheduler, "--scheduler")
     known = pin(args.model, args.revision)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     settings = {"model": args.model, "revision": known["revision"], "scheduler": args.scheduler, "dtype": "float32"}

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from gen_pipelines.hub.loading import check_safetensors
+from gen_pipelines.hub.loading import check_safetensors, hub_reason
+from gen_pipelines.hub.push import is_connection_error
 
 Shapes = dict[str, list[int]]
 
@@ -56,6 +57,23 @@ class Repository(ABC):
     def fingerprint(self) -> str:
         """What tells this revision of the model from any other."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The folder, or the id on the Hub."""
+
+    def index(self) -> dict[str, Any]:
+        """`model_index.json`.
+
+        Raises:
+            ValueError: there is none that says which pipeline this is.
+        """
+        index = self.json("model_index.json")
+        if index is None or "_class_name" not in index:
+            what = "it has no model_index.json" if index is None else "its model_index.json has no _class_name"
+            raise ValueError(f"{self.name} is no pipeline: {what}; name a folder written by save_pretrained")
+        return index
+
     def json(self, file: str) -> dict[str, Any] | None:
         text = self.text(file)
         if text is None:
@@ -74,6 +92,10 @@ class Folder(Repository):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
 
     def files(self) -> list[str]:
         return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
@@ -108,6 +130,10 @@ class HubRepository(Repository):
         self._revision = revision
         self._files: list[str] | None = None
 
+    @property
+    def name(self) -> str:
+        return self.repo
+
     def fingerprint(self) -> str:
         return self.commit
 
@@ -121,15 +147,16 @@ class HubRepository(Repository):
             try:
                 info = self.api.model_info(self.repo, revision=self._revision)
                 self._commit, self._files = info.sha, sorted(sibling.rfilename for sibling in info.siblings)
-            except OSError as error:  # no network, or offline mode: what is in the cache will do
+            except Exception as error:  # no network, or offline mode: what is in the cache will do
+                if not isinstance(error, OSError) and not is_connection_error(error):
+                    raise
                 from huggingface_hub import snapshot_download
                 from huggingface_hub.errors import LocalEntryNotFoundError
 
                 try:
                     cached = Path(snapshot_download(self.repo, revision=self._revision, local_files_only=True))
                 except LocalEntryNotFoundError:
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise FileNotFoundError(f"{self.repo}: no such folder, and the Hub does not give it ({reason})") from error
+                    raise FileNotFoundError(f"{self.repo}: no such folder, and the Hub does not give it: {hub_reason(error)}") from error
                 self._commit, self._files = cached.name, Folder(cached).files()
         return self._files
 

@@ -121,7 +121,7 @@ def load(settings: dict[str, Any], device: str | None, which: str) -> Any:
     from gen_pipelines.cli.repository import Repository
 
     needed = GANPipeline if which == "walk" else StyleGANPipeline
-    index = Repository.open(settings["model"], settings["revision"]).json("model_index.json") or {}
+    index = Repository.open(settings["model"], settings["revision"]).index()
     if AutoPipeline.takes_no_prompt(index):
         pipe = generate.load(settings, device, show_progress=False, promptless=True)
         if isinstance(pipe, needed):

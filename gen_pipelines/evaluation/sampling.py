@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..schedulers import SCHEDULERS
-from ..schedulers.bridge import HOSTED
+from ..schedulers import SCHEDULERS, find_scheduler
 from ..training.random import sample_generators
 
 # an option of an evaluation -> the argument of a pipeline's call
@@ -152,22 +151,6 @@ def codes_of(pipe: Any) -> int:
     """Evaluations of the network of a pipeline without a scheduler: one for each code that a prior draws in turn, else one."""
     priors = getattr(pipe, "priors", None)
     return sum(height * width for height, width in (tuple(prior.config.shape) for prior in priors)) if priors else 1
-
-
-def find_scheduler(name: str) -> type:
-    """The class of a short name (ddim) or of a class name, of ours or of diffusers.
-
-    Raises:
-        ValueError: there is none; the message lists those there are.
-    """
-    found = SCHEDULERS.get(name) or {scheduler.__name__: scheduler for scheduler in SCHEDULERS.values()}.get(name)
-    if found is None and name in HOSTED:
-        import diffusers
-
-        found = getattr(diffusers, name)
-    if found is None:
-        raise ValueError(f"scheduler {name}: there is no such scheduler; there are {', '.join(SCHEDULERS)}, and diffusers' by class name.")
-    return found
 
 
 def scheduler_class(pipe: Any) -> type | None:

@@ -671,7 +671,20 @@ def fetch_component(
         raise LoadingError(f"{repo!r} is neither a folder that exists nor a Hub id such as 'user/name'.") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError, OSError) as error:
         at = f" at revision {hub['revision']!r}" if hub.get("revision") else ""
-        raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub{at}: {_line(error)}") from error
+        raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub{at}: {hub_reason(error)}") from error
+
+
+def hub_reason(error: BaseException) -> str:
+    """Why the Hub does not give a repository, in one line: of one that there is not it says "401 Client Error" to who is not logged in."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):  # before the class that it is derived from
+        return "its authors ask for an agreement: accept it on the repository's page, and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository, or it is private and this token may not see it (`hf auth login`)"
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such branch, tag or commit"
+    return _line(error)
 
 
 def _line(error: BaseException) -> str:

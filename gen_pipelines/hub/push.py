@@ -237,9 +237,14 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         }.get(status, "try again later")
         raise OSError(f"{repo_id}: the Hub refuses ({status}: {reason}); {remedy}.") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+        if not is_connection_error(error):
             raise
         raise OSError(f"{repo_id}: the Hub cannot be reached ({_first_line(error)}); check the connection and try again.") from error
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether an error is one of the connection that is no `OSError`: those of the packages that huggingface_hub asks the Hub with."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def _first_line(error: Exception) -> str:

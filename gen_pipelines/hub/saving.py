@@ -43,11 +43,16 @@ def written_at_once(target: str | Path, by_file: bool = False) -> Iterator[Path]
         ValueError: the target is a file.
         OSError: the folder cannot be written.
     """
+    if not str(target):  # Path would make it the folder that we are in
+        raise ValueError("cannot save into '': give a folder; '.' is this one.")
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"cannot save into {target}: it is a file; give a folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    side = Path(tempfile.mkdtemp(prefix=f".{target.name or 'save'}.", suffix=".part", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        side = Path(tempfile.mkdtemp(prefix=f".{target.name or 'save'}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot save into {target}: {error.strerror}") from error
     try:
         content = side / "new"
         content.mkdir()

@@ -142,15 +142,17 @@ def _tensor_levels(images: Tensor, value_range: tuple[float, float]) -> Tensor:
                 if inside
                 else f"span {images.min().item():.4g} to {images.max().item():.4g}"
             )
-            + "; give uint8 tensors or PIL pictures, or say value_range=(0, 1) if that is their range."
+            + "; give PIL pictures or uint8 tensors: (255 * x).round().to(torch.uint8) of pictures x in [0, 1]."
         )
     return rounded.to(torch.uint8)
 
 
 def _picture_levels(images: Any, channels: int | None) -> Tensor:
     pictures = [images] if isinstance(images, Image.Image) else images
-    if not isinstance(pictures, Sequence) or not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
-        what = type(images).__name__ if not isinstance(pictures, Sequence) or not pictures else f"list with {type(pictures[0]).__name__}"
+    if isinstance(pictures, Sequence) and not pictures:
+        raise TypeError("pictures are a PIL picture, a list of them, or a tensor; got an empty list.")
+    if not isinstance(pictures, Sequence) or not all(isinstance(picture, Image.Image) for picture in pictures):
+        what = f"list with {type(pictures[0]).__name__}" if isinstance(pictures, Sequence) else type(images).__name__
         raise TypeError(f"pictures are a PIL picture, a list of them, or a tensor (uint8, or float in [-1, 1]); got a {what}.")
     arrays = []
     for number, picture in enumerate(pictures):

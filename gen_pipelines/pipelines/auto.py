@@ -6,7 +6,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ..bundled import BUNDLED, bundled_path
 from ..hub.loading import LoadingError, read_index
 from .from_diffusers import CannotRun, mapped
 
@@ -37,11 +36,9 @@ class AutoPipeline:
                 repository.
             OSError: the Hub cannot be reached or has no such repository.
         """
-        from .base import GenerativePipeline
+        from .base import GenerativePipeline, local_or_hub
 
-        path = str(pretrained_model_name_or_path)
-        if path.startswith(BUNDLED):
-            path = bundled_path(path.removeprefix(BUNDLED))
+        path = local_or_hub(pretrained_model_name_or_path)
         if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
             index = read_index(path)
         else:

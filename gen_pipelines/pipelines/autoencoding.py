@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,22 +43,21 @@ def picture_grid(x: Tensor, columns: int) -> Image.Image:
     return finish(whole[None], "pil")[0]
 
 
-def between(first: Tensor, second: Tensor, num: int, mode: str) -> Tensor:
-    """`num` points from `first` to `second`, both included.
+def between(first: Tensor, second: Tensor, num_images: int, mode: str) -> Tensor:
+    """`num_images` points from `first` to `second`, both included.
 
     Args:
         first, second: (B, d).
         mode: "slerp" (`spherical`: on the sphere, near which Gaussian latents lie) or "lerp" (straight).
-    Returns: (B, num, d).
+    Returns: (B, num_images, d).
     Raises:
-        ValueError: another mode, or fewer than 2 points.
+        TypeError, ValueError: another mode, or fewer than 2 points.
     """
     if mode not in ("slerp", "lerp"):
         raise ValueError(f"interpolate: mode {mode!r} is none of slerp, lerp.")
-    if num < 2:
-        raise ValueError(f"interpolate: {num} points are no path; give 2 or more.")
+    check_count("num_images", num_images, least=2)
     way = spherical if mode == "slerp" else torch.lerp
-    return torch.stack([way(first, second, step / (num - 1)) for step in range(num)], 1)
+    return torch.stack([way(first, second, step / (num_images - 1)) for step in range(num_images)], 1)
 
 
 def check_call(name: str, count: int, generator: Any, temperature: float, output_type: str) -> None:
@@ -69,6 +69,7 @@ def check_call(name: str, count: int, generator: Any, temperature: float, output
     """
     check_count("batch_size", count)
     check_generator(generator, count)
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"{name}: temperature {temperature} is not allowed; give a number from 0 (the most likely) on, 1 for the model's.")
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        allowed = "a number from 0 (the most likely) on, 1 for the model's"
+        raise ValueError(f"{name}: temperature {temperature!r} is not allowed; give {allowed}.")
     check_output_type(output_type)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..bundled import BUNDLED, bundled_path
 from ..hub.card import model_card
-from ..hub.loading import INDEX_NAME, LoadingError, check_module, component_class, components_of, load_component, read_index
+from ..hub.loading import INDEX_NAME, LoadingError, check_module, component_class, components_of, hub_reason, load_component, read_index
 from ..hub.push import push_folder, push_object, strip_origin
 from ..hub.saving import written_at_once
 from ..schedulers.bridge import BridgedScheduler
@@ -62,6 +62,27 @@ def as_dtype(dtype: Any) -> Any:
     if str(dtype) not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; allowed are a torch.dtype or one of {', '.join(_DTYPES)}.")
     return _DTYPES[str(dtype)]
+
+
+def _dtype_given(kwargs: dict[str, Any]) -> Any:
+    """Takes `dtype`, or `torch_dtype` as diffusers once had it, out of the arguments; None if neither is there."""
+    given = {name: value for name in ("dtype", "torch_dtype") if (value := kwargs.pop(name, None)) is not None}
+    if len(given) == 2 and given["dtype"] != given["torch_dtype"]:
+        raise ValueError(f"dtype={given['dtype']!r} and torch_dtype={given['torch_dtype']!r} are two names of one thing; give one.")
+    return next(iter(given.values()), None)
+
+
+def local_or_hub(path: str | Path) -> str:
+    """What `from_pretrained` was given as a folder or an id: "bundled:NAME" is the folder in the package.
+
+    Raises:
+        TypeError, ValueError: no text and no path, or an empty one; a bundled pipeline that there is not.
+    """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"from_pretrained: give a folder, a Hub id or 'bundled:NAME', got a {type(path).__name__}.")
+    if not str(path).strip() or (isinstance(path, str) and path != path.strip()):
+        raise ValueError(f"from_pretrained: {path!r} is no name; give a folder, a Hub id such as 'user/name', or 'bundled:NAME'.")
+    return bundled_path(str(path).removeprefix(BUNDLED)) if str(path).startswith(BUNDLED) else str(path)
 
 
 class GenerativePipeline(DiffusionPipeline):
@@ -115,11 +136,13 @@ class GenerativePipeline(DiffusionPipeline):
     def _bound_scheduler(self, scheduler: Any) -> Any:
         """A copy of the scheduler bound to what is known of the network; the first scheduler says what that is."""
         known = self.__dict__.get("_parameterization")
+        if "scheduler" not in inspect.signature(type(self).__init__).parameters:
+            raise AttributeError(f"{type(self).__name__} draws without a scheduler, so one that is assigned would have no effect.")
         if not isinstance(scheduler, SchedulerMixin):
-            raise TypeError(
-                f"{type(self).__name__}.scheduler: a {type(scheduler).__name__} is not a scheduler; "
-                "assign one of gen_pipelines.schedulers or of diffusers."
-            )
+            is_class = isinstance(scheduler, type)
+            what = f"{scheduler.__name__} is a class" if is_class else f"a {type(scheduler).__name__} is not a scheduler"
+            how = f"an object, {scheduler.__name__}()" if is_class else "one of gen_pipelines.schedulers or of diffusers"
+            raise TypeError(f"{type(self).__name__}.scheduler: {what}; assign {how}.")
         scheduler = host_scheduler(scheduler, known)
         if known is None or scheduler.corrects_network:  # from_config(pipe.scheduler.config, prediction_type=...): the user knows better
             known = self.__dict__["_parameterization"] = scheduler.parameterization
@@ -169,9 +192,7 @@ class GenerativePipeline(DiffusionPipeline):
             OSError: the Hub cannot be reached or has no such repository.
             TypeError: an argument that nobody knows.
         """
-        path = str(pretrained_model_name_or_path)
-        if path.startswith(BUNDLED):
-            path = bundled_path(path.removeprefix(BUNDLED))
+        path = local_or_hub(pretrained_model_name_or_path)
         if kwargs.pop("use_safetensors", True) not in (True, None):
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: only safetensors are loaded, got use_safetensors=False; convert pickled weights first."
@@ -180,7 +201,7 @@ class GenerativePipeline(DiffusionPipeline):
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: code from a repository is never run; leave out trust_remote_code and custom_pipeline."
             )
-        dtype = as_dtype(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
+        dtype = as_dtype(_dtype_given(kwargs))
         folder = cls._folder(path, kwargs)
         index = read_index(folder)
         ours = set(inspect.signature(cls.__init__).parameters) - {"self"}
@@ -192,6 +213,7 @@ class GenerativePipeline(DiffusionPipeline):
         if known is not None:
             kwargs = {**{k: v for k, v in known.defaults.items() if k in ours and k not in index}, **kwargs}
         cls._check_arguments(kwargs, ours, index)
+        cls._check_parts(path, index, kwargs)
         dropped = {name for name in components_of(index) if name not in ours}
         if named := sorted(name for name in dropped if name not in kwargs or kwargs[name] is not None):
             logger.warning("%s does not use these components of %s: %s.", cls.__name__, path, ", ".join(named))
@@ -222,7 +244,7 @@ class GenerativePipeline(DiffusionPipeline):
             ValueError: a component that this class needs is neither there nor given.
             TypeError: an argument that nobody knows.
         """
-        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        dtype = _dtype_given(kwargs)
         parameters = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
         if unknown := sorted(set(kwargs) - set(parameters)):
             raise TypeError(
@@ -257,6 +279,17 @@ class GenerativePipeline(DiffusionPipeline):
         if unknown := sorted(set(kwargs) - ours - set(index) - set(_HUB_OPTIONS) - set(_LOAD_OPTIONS)):
             allowed = ", ".join(sorted(ours) + ["dtype", *_LOAD_OPTIONS, *_HUB_OPTIONS])
             raise TypeError(f"{cls.__name__}.from_pretrained: unknown arguments {', '.join(unknown)}; allowed are {allowed}.")
+
+    @classmethod
+    def _check_parts(cls, path: str, index: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+        """A folder of another pipeline is told by what it lacks, before anything of it is loaded."""
+        needed = {name for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self" and p.default is p.empty}
+        there = {*index, *kwargs, *cls._optional_components}
+        if (stored := index["_class_name"]) != cls.__name__ and (missing := sorted(needed - there)):
+            raise LoadingError(
+                f"{path} is a {stored} and has no {', '.join(missing)}, which a {cls.__name__} is made of; load it with AutoPipeline, or "
+                "pass what is missing as an argument."
+            )
 
     @classmethod
     def _load_components(
@@ -316,7 +349,7 @@ class GenerativePipeline(DiffusionPipeline):
         except HFValidationError as error:
             raise ValueError(f"{repo!r} is neither a folder that exists nor a Hub id such as 'user/name'.") from error
         except (HfHubHTTPError, OfflineModeIsEnabled, RevisionResolutionError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = hub_reason(error)
             at = f" at revision {kwargs['revision']!r}" if kwargs.get("revision") else ""
             raise OSError(f"{repo!r} is not a folder here and could not be fetched from the Hub{at}: {reason}") from error
 

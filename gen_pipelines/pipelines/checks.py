@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def check_eta(eta: Any) -> None:
     Raises:
         ValueError: it is none.
     """
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0.0 <= eta <= 1.0:
+    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be a number from 0 (deterministic) to 1, got {eta!r}.")
 
 

@@ -309,9 +309,7 @@ class DiffusionImagePipeline(GenerativePipeline):
 
         References: Song et al. 2021, section 5.3 and appendix D.5, https://arxiv.org/abs/2010.02502
         """
-        check_count("num_images", num_images)
-        if num_images < 2:
-            raise ValueError("num_images must be at least 2, the two ends.")
+        check_count("num_images", num_images, least=2)
         check_output_type(output_type)
         check_generator(generator, 1)
         labels = self.labels_of(class_labels, 2)

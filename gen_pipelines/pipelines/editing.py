@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,9 @@ def check_range(name: str, pictures: Tensor | list[PIL.Image.Image], channels: S
         raise ValueError(f'{name} must be in [0, 1], as output_type="pt" returns pictures; got values from {low:.3g} to {high:.3g}.')
 
 
-def to_pixels(processor: VaeImageProcessor, pictures: Tensor | list[PIL.Image.Image], height: int, width: int) -> Tensor:
-    """Pictures as the autoencoder takes them: (B, 3, height, width) in [-1, 1], float32."""
+def to_pixels(pictures: Tensor | list[PIL.Image.Image], height: int, width: int) -> Tensor:
+    """Pictures as the autoencoder takes them: (B, 3, height, width) in [-1, 1], float32; any size, a part of the canvas too."""
+    processor = VaeImageProcessor(vae_scale_factor=1)  # a pipeline's own rounds the size down to whole latents
     if isinstance(pictures, Tensor) and pictures.shape[1] == 1:
         pictures = pictures.expand(-1, 3, -1, -1)
     return processor.preprocess(pictures, height=height, width=width).float()
@@ -147,7 +149,7 @@ def check_strength(strength: Any) -> float:
     Raises:
         ValueError: it is not a number from 0 to 1.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength must be a number from 0 (the picture itself) to 1 (drawn from noise), got {strength!r}.")
     return float(strength)
 
@@ -207,7 +209,7 @@ class RePaint:
     def __post_init__(self) -> None:
         for name in ("repeats", "jump"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"RePaint: {name} must be a whole number of at least 1, got {value!r}.")
 
     def positions(self, starts: Sequence[int], count: int) -> list[int]:

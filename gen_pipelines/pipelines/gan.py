@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,7 +38,12 @@ class GANPipeline(GenerativePipeline):
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module | None = None, image_size: int | None = None) -> None:
         super().__init__()
-        size = generator.config.sample_size
+        if (config := getattr(generator, "config", None)) is None or not ({"latent_dim", "z_dim"} & set(config)):
+            raise TypeError(
+                f"{type(self).__name__}: generator must be a network that draws from noise (DCGANGenerator, StyleGAN2Generator, ...), "
+                f"got {type(generator).__name__}."
+            )
+        size = config.sample_size
         if image_size is not None and (image_size > size or (size - image_size) % 2):
             raise ValueError(f"{type(self).__name__}: image_size {image_size} cannot be cropped evenly from {size}.")
         self.register_modules(generator=generator, discriminator=discriminator)
@@ -88,7 +94,7 @@ class GANPipeline(GenerativePipeline):
         self,
         start: Tensor,
         end: Tensor,
-        steps: int = 8,
+        num_images: int = 8,
         class_labels: int | None = None,
         output_type: str = "pil",
         truncation: float | None = None,
@@ -97,13 +103,13 @@ class GANPipeline(GenerativePipeline):
 
         `truncation`: the two ends are moved into the truncated normal first, as in a call.
         """
-        check_count("steps", steps, least=2)
+        check_count("num_images", num_images, least=2)
         self.check_truncation(truncation)
         if truncation is not None:
             start, end = truncated(torch.stack([start, end]), truncation)
-        z = torch.stack([slerp(start, end, i / (steps - 1)) for i in range(steps)]).to(self._execution_device)
+        z = torch.stack([slerp(start, end, i / (num_images - 1)) for i in range(num_images)]).to(self._execution_device)
         labels = self.prepare_labels(None if class_labels is None else [class_labels], 1, None)
-        labels = None if labels is None else labels.expand(steps)  # one class for all
+        labels = None if labels is None else labels.expand(num_images)  # one class for all
         return self.finish(self.crop(self.generator(z, labels).sample), output_type, True).images
 
     def walk(
@@ -148,7 +154,10 @@ class GANPipeline(GenerativePipeline):
         if class_labels is not None:
             if classes is None:
                 raise ValueError(f"class_labels: this {type(self.generator).__name__} has no classes; leave them out.")
-            labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+            labels = [class_labels] if isinstance(class_labels, Integral) else list(class_labels)
+            if strange := [label for label in labels if not (isinstance(label, Integral) or _is_whole(label))]:
+                raise ValueError(f"class_labels: {strange[0]!r} is none of 0 to {classes - 1}.")
+            labels = [int(label) for label in labels]
             if not labels:
                 raise ValueError("class_labels is empty; give at least one class.")
             if wrong := [label for label in labels if not 0 <= label < classes]:
@@ -208,6 +217,11 @@ class GANPipeline(GenerativePipeline):
         self.report_non_finite(pictures)
         images = pictures if output_type == "latent" else self.image_processor.postprocess(pictures.float(), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a tensor of one integer, as those of a tensor of labels are."""
+    return isinstance(value, Tensor) and value.numel() == 1 and not (value.is_floating_point() or value.is_complex())
 
 
 def truncated(z: Tensor, limit: float) -> Tensor:

@@ -50,6 +50,11 @@ class GlowPipeline(GenerativePipeline):
         self.register_to_config(default_temperature=default_temperature)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return tuple(self.flow.size)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -145,9 +150,7 @@ class GlowPipeline(GenerativePipeline):
 
         References: Kingma and Dhariwal 2018, section 5.2 (figure 5)
         """
-        check_count("num_images", num_images)
-        if num_images < 2:
-            raise ValueError("num_images must be at least 2, the two ends.")
+        check_count("num_images", num_images, least=2)
         if mode not in ("linear", "spherical"):
             raise ValueError(f"mode must be linear or spherical, got {mode!r}.")
         check_output_type(output_type, ("pil", "np", "pt"))
@@ -321,7 +324,10 @@ class GlowPipeline(GenerativePipeline):
             ValueError: another count of them, or one that is negative or not finite.
         """
         count = len(self.flow.latent_shapes)
-        values = torch.as_tensor(temperature, dtype=torch.float64).reshape(-1)
+        try:
+            values = torch.as_tensor(temperature, dtype=torch.float64).reshape(-1)
+        except (TypeError, ValueError):  # words
+            values = torch.empty(0)
         if len(values) not in (1, count) or not (torch.isfinite(values) & (values >= 0)).all():
             raise ValueError(f"temperature is one number of at least 0, or {count} (one per level, the finest first); got {temperature!r}.")
         return values.expand(count).tolist()

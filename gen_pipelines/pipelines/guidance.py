@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -369,7 +370,7 @@ def as_guidance(guidance: Any) -> Guidance:
         ValueError: the number is not finite or negative; the guider cannot work here.
         TypeError: it is none of these.
     """
-    if isinstance(guidance, (int, float)) and not isinstance(guidance, bool):
+    if isinstance(guidance, Real) and not isinstance(guidance, bool):
         if not math.isfinite(guidance) or guidance < 0:
             raise ValueError(f"guidance_scale must be a finite number of at least 0 (1 and 0: no guidance), got {guidance}.")
         return ClassifierFreeGuidance(float(guidance) or 1.0)

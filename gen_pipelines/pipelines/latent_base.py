@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..models.calling import TextCondition, is_a, latent_layout, predict, unpack
 from ..models.text_cache import TextCache, cached_text
 from .adapters import LoraAdapters
 from .base import GenerativePipeline
+from .checks import check_eta
 from .conditioning import Captions, text_encoding
 from .conditioning.captions import check_count, shape_of
 from .conditioning.resolution_bins import has_bins, nearest_bin
@@ -157,8 +159,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
         check_count("num_inference_steps", num_inference_steps)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
-        if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must be a number from 0 (deterministic) to 1, got {eta!r}.")
+        check_eta(eta)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if callback is not None and not callable(callback):
@@ -199,7 +200,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             ValueError, TypeError: no scale, or one that this network cannot be given.
         """
         if self.is_told_guidance:
-            if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
                 raise TypeError(
                     f"guidance_scale must be a finite number: this network was distilled and is told it, got {guidance_scale!r}; give "
                     "another guidance as true_cfg_scale."

@@ -89,7 +89,7 @@ class LatentEditingPipeline(LatentPipeline):
         copies = batch // len(pictures)
         if is_latent:
             return pictures.to(device).repeat_interleave(copies, dim=0)
-        return encode_latents(self.vae, to_pixels(self.image_processor, pictures, height, width).to(device), generator, copies)
+        return encode_latents(self.vae, to_pixels(pictures, height, width).to(device), generator, copies)
 
     def noise_to(self, positions: Sequence[int], clean: Tensor, generator: Any, noise: Tensor | None) -> Tensor:
         """The clean latents at the level of the first position, (B, C, h, w), float32; themselves where there is none."""

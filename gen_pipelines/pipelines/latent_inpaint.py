@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -226,8 +227,8 @@ class LatentInpaintPipeline(LatentEditingPipeline):
         Raises:
             ValueError: these are not whole numbers of at least 0.
         """
-        sides = (0,) * 4 if expand is None else (expand,) * 4 if isinstance(expand, int) else tuple(expand)
-        if len(sides) != 4 or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in sides):
+        sides = (0,) * 4 if expand is None else (expand,) * 4 if isinstance(expand, Integral) else tuple(expand)
+        if len(sides) != 4 or any(isinstance(s, bool) or not isinstance(s, Integral) or s < 0 for s in sides):
             raise ValueError(f"expand must be a number of pixels, or one for each of ({', '.join(_SIDES)}), at least 0; got {expand!r}.")
         return sides
 
@@ -297,7 +298,7 @@ class LatentInpaintPipeline(LatentEditingPipeline):
         """The pictures (n, 3, H, W) in [-1, 1] with their edges drawn out over the border, and the masks (n, 1, H, W), 1 where to draw."""
         left, top, right, bottom = border
         inner = height - top - bottom, width - left - right
-        pixels = to_pixels(self.image_processor, pictures, *inner)
+        pixels = to_pixels(pictures, *inner)
         mask = torch.zeros(1, 1, *inner) if masks is None else to_mask(masks, *inner)
         pixels = F.pad(pixels, (left, right, top, bottom), mode="replicate")
         mask = F.pad(mask, (left, right, top, bottom), value=1.0).expand(len(pixels), -1, -1, -1)

@@ -96,7 +96,7 @@ class StyleGANPipeline(GANPipeline):
         self,
         start: Tensor,
         end: Tensor,
-        steps: int = 8,
+        num_images: int = 8,
         class_labels: int | None = None,
         output_type: str = "pil",
         truncation: float | None = None,
@@ -105,14 +105,14 @@ class StyleGANPipeline(GANPipeline):
 
         `truncation` is psi, as in a call.
         """
-        check_count("steps", steps, least=2)
+        check_count("num_images", num_images, least=2)
         self.check_truncation(truncation)
         ends = torch.stack([start, end]).to(self._execution_device)
         if ends.ndim == 2:
             ends = self.generator.map(ends, self.prepare_labels(None if class_labels is None else [class_labels] * 2, 2, None))
         if truncation is not None:
             ends = self.generator.mapping.truncate(ends, float(truncation))
-        shares = torch.linspace(0, 1, steps, device=ends.device).view(-1, 1, 1)
+        shares = torch.linspace(0, 1, num_images, device=ends.device).view(-1, 1, 1)
         return self.finish(self.crop(self.render(torch.lerp(ends[:1], ends[1:], shares))), output_type, True).images
 
     @torch.no_grad()

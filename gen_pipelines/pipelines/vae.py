@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..likelihood.dequantization import Pictures
 from ..likelihood.elbo import elbo
 from ..likelihood.iwae import iwae
 from ..likelihood.result import LikelihoodResult
+from ..models.autoencoders.vae import VAEModel
+from ..models.calling import unwrap
 from ..processes.random import Generators, normal
 from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, picture_grid, pictures_of
 from .base import GenerativePipeline
@@ -35,7 +37,14 @@ class VAEPipeline(GenerativePipeline):
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
+        if not isinstance(vae, nn.Module) or not isinstance(unwrap(vae), VAEModel):
+            raise TypeError(f"VAEPipeline: vae must be a VAEModel, got {type(vae).__name__}.")
         self.register_modules(vae=vae)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return self.vae.height, self.vae.width
 
     @torch.no_grad()
     def __call__(
@@ -104,7 +113,7 @@ class VAEPipeline(GenerativePipeline):
         self,
         first: Pictures,
         second: Pictures,
-        num: int = 8,
+        num_images: int = 8,
         mode: str = "slerp",
         generator: Generators = None,
         output_type: str = "pil",
@@ -113,16 +122,16 @@ class VAEPipeline(GenerativePipeline):
 
         Args:
             first, second: one picture each, or as many of one as of the other.
-            num: pictures on each way, both ends included.
+            num_images: pictures on each way, both ends included.
             mode: "slerp" (on the sphere, where Gaussian latents lie) or "lerp" (straight).
-        Returns: num pictures for each pair, those of a pair next to each other.
+        Returns: num_images pictures for each pair, those of a pair next to each other.
         """
         check_output_type(output_type, PICTURE_TYPES)
         start, end = self.encode(first, generator=generator), self.encode(second, generator=generator)
         if len(start) != len(end):
             counts = f"{len(start)} pictures at the start and {len(end)} at the end"
             raise ValueError(f"VAEPipeline.interpolate: {counts}; give as many of each.")
-        return self.decode(between(start, end, num, mode).flatten(0, 1), output_type)
+        return self.decode(between(start, end, num_images, mode).flatten(0, 1), output_type)
 
     @torch.no_grad()
     def traverse(

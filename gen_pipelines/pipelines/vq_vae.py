@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..likelihood.dequantization import Pictures
 from ..likelihood.elbo import code_elbo
 from ..likelihood.result import LikelihoodResult
+from ..models.autoencoders.vq_vae import VQVAEModel
+from ..models.calling import unwrap
 from ..processes.random import Generators, uniform
 from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, pictures_of
 from .base import GenerativePipeline
@@ -36,6 +39,8 @@ class VQVAEPipeline(GenerativePipeline):
 
     def __init__(self, vqvae: Any, prior: Any = None, prior_2: Any = None, prior_3: Any = None) -> None:
         super().__init__()
+        if not isinstance(vqvae, nn.Module) or not isinstance(unwrap(vqvae), VQVAEModel):
+            raise TypeError(f"VQVAEPipeline: vqvae must be a VQVAEModel, got {type(vqvae).__name__}.")
         given, levels = [p for p in (prior, prior_2, prior_3) if p is not None], len(vqvae.code_shapes)
         if given and len(given) != levels:
             raise ValueError(f"VQVAEPipeline: {len(given)} priors for {levels} levels of codes; give one for each level, or none.")
@@ -58,6 +63,11 @@ class VQVAEPipeline(GenerativePipeline):
     def num_classes(self) -> int | None:
         """Classes that the priors know; None for unconditional ones."""
         return self.priors[0].config.num_classes if self.priors else None
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, in pixels."""
+        return self.vqvae.height, self.vqvae.width
 
     @torch.no_grad()
     def __call__(
@@ -87,7 +97,7 @@ class VQVAEPipeline(GenerativePipeline):
         """
         self._needs_priors("__call__")
         labels, count = self._labels(batch_size, class_labels, num_images_per_label)
-        temperatures = [temperature] * len(self.priors) if isinstance(temperature, int | float) else list(temperature)
+        temperatures = [temperature] * len(self.priors) if isinstance(temperature, Real | str) else list(temperature)
         if len(temperatures) != len(self.priors):
             raise ValueError(f"VQVAEPipeline: {len(temperatures)} temperatures for {len(self.priors)} levels; give one, or one per level.")
         for one in temperatures:
@@ -131,7 +141,7 @@ class VQVAEPipeline(GenerativePipeline):
         self,
         first: Pictures,
         second: Pictures,
-        num: int = 8,
+        num_images: int = 8,
         mode: str = "lerp",
         generator: Generators = None,
         output_type: str = "pil",
@@ -140,9 +150,9 @@ class VQVAEPipeline(GenerativePipeline):
 
         Args:
             first, second: one picture each, or as many of one as of the other.
-            num: pictures on each way, both ends included, which are the reconstructions.
+            num_images: pictures on each way, both ends included, which are the reconstructions.
             mode: "lerp" (straight) or "slerp" (turning).
-        Returns: num pictures for each pair, those of a pair next to each other.
+        Returns: num_images pictures for each pair, those of a pair next to each other.
         """
         check_output_type(output_type, PICTURE_TYPES)
         ends = [self.encode(first, generator), self.encode(second, generator)]
@@ -152,8 +162,8 @@ class VQVAEPipeline(GenerativePipeline):
         vectors = []
         for quantizer, start, end in zip(reversed(self.vqvae.quantizers), *ends, strict=True):
             a, b = (quantizer.decode(codes).permute(0, 2, 3, 1) for codes in (start, end))             # (B, h, w, d)
-            path = between(a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), num, mode)          # (B h w, num, d)
-            vectors.append(path.unflatten(0, a.shape[:3]).permute(0, 3, 4, 1, 2).flatten(0, 1))        # (B num, d, h, w)
+            path = between(a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), num_images, mode)   # (B h w, n, d)
+            vectors.append(path.unflatten(0, a.shape[:3]).permute(0, 3, 4, 1, 2).flatten(0, 1))        # (B n, d, h, w)
         return finish(self.vqvae.decode(vectors).sample, output_type)
 
     def log_likelihood(
@@ -195,11 +205,14 @@ class VQVAEPipeline(GenerativePipeline):
             return None, 1 if batch_size is None else batch_size
         if self.num_classes is None:
             raise ValueError("VQVAEPipeline: its priors know no classes; leave out labels.")
-        if not isinstance(num_images_per_label, int) or num_images_per_label < 1:
+        if not isinstance(num_images_per_label, Integral) or num_images_per_label < 1:
             raise ValueError(f"VQVAEPipeline: num_images_per_label {num_images_per_label!r} is not allowed; give 1 or more.")
-        labels = torch.as_tensor(class_labels, device=self.device).reshape(-1)
+        try:
+            labels = torch.as_tensor(class_labels, device=self.device).reshape(-1)
+        except (TypeError, ValueError):  # words
+            labels = torch.empty(0)
         if labels.is_floating_point() or not len(labels) or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(f"VQVAEPipeline: classes are whole numbers from 0 to {self.num_classes - 1}, got {class_labels}.")
+            raise ValueError(f"VQVAEPipeline: classes are whole numbers from 0 to {self.num_classes - 1}, got {class_labels!r}.")
         if batch_size is not None and len(labels) * num_images_per_label == 1:
             num_images_per_label = batch_size
         labels = labels.long().repeat_interleave(num_images_per_label)

@@ -46,6 +46,13 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def drop_outdated_card(folder: Path) -> None:
+    """Removes the generated card of an earlier end of this run, whose steps and numbers are of other weights; an edited one stays."""
+    file = folder / CARD_NAME
+    if file.is_file() and is_untouched(file.read_text(encoding="utf-8")):
+        file.unlink()
+
+
 def complete_card(folder: Path, recipe: Any) -> None:
     """Adds to a generated card what only the run knows: data set and base model by their Hub names, the newest sample grid, measurements.
 

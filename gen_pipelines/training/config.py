@@ -198,7 +198,7 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such recipe; a recipe is a YAML file such as those in configs/.")
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(settings, dict):
             raise ValueError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}.")
         for override in overrides:
@@ -206,7 +206,7 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
             if not separator or not key:
                 raise ValueError(f"override {override!r}: write it as key=value, for example loop.steps=100.")
             _set(settings, key.split("."), yaml.safe_load(value))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return build(Recipe, settings, str(path))
 

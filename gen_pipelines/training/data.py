@@ -57,7 +57,10 @@ def load_rows(config: DataConfig) -> Any:
     for setting in ("image_column", "text_column", "label_column"):
         column = getattr(config, setting)
         if column is not None and column not in columns:
-            raise ValueError(f"data.{setting}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.")
+            rest = "" if setting == "image_column" else f" data.{setting}=null does without, where the task can."
+            raise ValueError(
+                f"data.{setting}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.{rest}"
+            )
     if rows.features is not None and not isinstance(kind := rows.features[config.image_column], datasets.Image):
         raise ValueError(f"data.image_column: the column {config.image_column!r} of {config.name} holds {kind}, not pictures.")
     return rows
@@ -133,6 +136,8 @@ def known_words_holdout(captions: Sequence[str] | None, rows: int, count: int, s
     With captions, a row is held out only if every one of its words is left in at least one other training row, so that validation
     measures new combinations rather than unknown words.
     """
+    if count and count >= rows:
+        raise ValueError(f"data.holdout: {count} of {rows} rows would leave none to train on; give a smaller number, or 0.")
     order = np.random.default_rng(seed_of(seed, "permutation", 0)).permutation(rows).tolist()
     if captions is None:
         return sorted(order[count:]), sorted(order[:count])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub.saving import check_writable
-from .card import complete_card
+from .card import complete_card, drop_outdated_card
 from .config import load_recipe, to_dict
 from .state import checkpoints
 
@@ -68,7 +68,10 @@ def train(
         trainer.on_checkpoint = hub.push_checkpoint
     if resume or inexact_resume:
         step = trainer.resume(inexact=inexact_resume)
-        logger.info("continuing from step %d", step)
+        if step:
+            logger.info("continuing from step %d", step)
+        else:
+            logger.info("no checkpoint in %s: starting at the first step", output_dir)
     if trainer.accelerator.is_main_process:
         import yaml
 
@@ -77,11 +80,11 @@ def train(
     trainer.train()
     if trainer.accelerator.is_main_process:
         facts = {"steps": trainer.step, "seconds": round(trainer.seconds), "hardware": _hardware(trainer.accelerator.num_processes)}
-        with trainer.averaged_weights() as networks:
-            task.save(networks, output_dir, facts)
-        for decay in trainer.other_averages:
+        folders = {None: output_dir} | {decay: output_dir / "averages" / str(decay) for decay in trainer.other_averages}
+        for decay, folder in folders.items():
+            drop_outdated_card(folder)
             with trainer.averaged_weights(decay) as networks:
-                task.save(networks, output_dir / "averages" / str(decay), facts)
+                task.save(networks, folder, facts)
         complete_card(output_dir, recipe)
         if hub is not None:
             logger.info("pushed: %s", hub.push_result(output_dir))

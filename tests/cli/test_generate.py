@@ -97,6 +97,8 @@ def test_the_scheduler_changes_the_picture(generate):
     generate("a cat", "--out", "default.png")
     generate("a cat", "--scheduler", "DDIMScheduler", "--out", "same.png")  # its own keeps its settings
     generate("a cat", "--scheduler", "ddpm", "--out", "other.png")
+    generate("a cat", "--scheduler", "DDPM", "--out", "capitals.png")
+    assert (pixels("other.png") == pixels("capitals.png")).all()
     assert (pixels("default.png") == pixels("same.png")).all()
     assert np.abs(pixels("default.png") - pixels("other.png")).max() > 1
 

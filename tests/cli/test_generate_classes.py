@@ -81,6 +81,7 @@ def test_pictures_of_classes(generate):
         (["--classes", "3-1"], "3-1 runs backwards; write 1-3"),
         (["--classes", " , "], "no class in it"),
         (["--size", "8x8"], "--size 8x8: this model draws 6x6"),
+        (["--negative", "a dog"], "which takes no prompt; leave it out"),
     ],
 )
 def test_bad_input(generate, tmp_path, words, says):

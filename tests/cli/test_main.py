@@ -49,6 +49,29 @@ def test_help_lists_the_verbs_that_exist(capsys):
         assert hasattr(sys.modules.get(module) or __import__(module, fromlist=["run"]), "run")
 
 
+@pytest.mark.parametrize("words", [["help", "push"], ["-h", "push"], ["--help", "push"]])
+def test_help_before_a_verb_is_that_of_the_verb(words, capsys):
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("usage: gen-pipelines push")
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub(capsys, monkeypatch):
+    """The connection fails with an error of the package that huggingface_hub asks with, which is no OSError."""
+    from huggingface_hub import HfApi
+
+    class ConnectError(Exception):
+        pass
+
+    ConnectError.__module__ = "httpx._exceptions"
+
+    def fail(*args, **kwargs):
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", fail)
+    for words in (["info"], ["generate", "--model"]):
+        assert "runs/mnst: no such folder, and the Hub does not give it: Name or service" in error_of(capsys, *words, "runs/mnst")
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"gen-pipelines {__version__}\n"
@@ -79,7 +102,9 @@ def test_module_runs_as_a_command():
         (["generate", "a cat", "--size", "big"], "'big' is not a size"),
         (["generate", "a cat", "--size", "0x64"], "--size 0x64: both sides"),
         (["generate", "a cat", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (["generate", "a cat", "--step", "3"], "unrecognized arguments: --step"),
+        (["generate", "a cat", "--step", "3"], "unrecognized arguments: --step 3, did you mean --steps?"),
+        (["generate", "--model", "."], "is no pipeline: it has no model_index.json"),
+        (["edit", "--model", ".", "--walk", "3", "--out", "walk.png"], "is no pipeline: it has no model_index.json"),
         (["generate", "a cat", "--out", "cat.jpg"], "pictures are written as PNG"),
         (["generate", "a cat", "a dog", "--out", "pets.png"], "one file cannot take 2 pictures"),
         (["generate", "--prompts-file", "nothing.txt"], "--prompts-file nothing.txt: No such file"),

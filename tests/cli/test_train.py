@@ -74,4 +74,20 @@ def test_a_run_and_its_resume(pictures, tmp_path, capsys):
     assert "--resume" in last_line(capsys)
     assert main([*words, "loop.steps=3", "--resume"]) == 0
     assert "continuing from step 2" in capsys.readouterr().err
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "3 steps of 4 samples" in card and "2 steps of 4 samples" not in card  # the card is of these weights
     assert (tmp_path / "run" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_the_card_of_earlier_weights_goes_unless_somebody_edited_it(tmp_path):
+    from gen_pipelines.hub.card import stamped
+    from gen_pipelines.training.card import drop_outdated_card
+
+    card = tmp_path / "README.md"
+    card.write_text(stamped("# Mine\n"))
+    drop_outdated_card(tmp_path)
+    assert not card.exists()
+    drop_outdated_card(tmp_path)
+    card.write_text(stamped("# Mine\n").replace("Mine", "Edited"))
+    drop_outdated_card(tmp_path)
+    assert "Edited" in card.read_text()

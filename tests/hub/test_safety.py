@@ -324,3 +324,18 @@ def test_components_load_one_by_one(saved):
         assert type(load_component(saved / name, *index[name])).__name__ == index[name][1]
     header = read_header(saved / "vae/diffusion_pytorch_model.safetensors")
     assert all(set(entry) == {"dtype", "shape", "data_offsets"} for entry in header.values())
+
+
+def test_why_the_hub_does_not_give_a_repository_is_said_in_words():
+    """The Hub's own text is "401 Client Error" both for a name that does not exist and for a private repository."""
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from gen_pipelines.hub.loading import hub_reason
+
+    response = SimpleNamespace(headers={}, request=None)
+    said = {kind: hub_reason(kind("401 Client Error.\n\nmore", response=response)) for kind in
+            (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, HfHubHTTPError)}  # fmt: skip
+    assert "agreement" in said[GatedRepoError] and "no such repository" in said[RepositoryNotFoundError]
+    assert "no such branch" in said[RevisionNotFoundError] and said[HfHubHTTPError] == "401 Client Error. more"

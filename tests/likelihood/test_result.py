@@ -68,7 +68,7 @@ def test_levels_become_pictures_and_come_back(num_bits):
 @pytest.mark.parametrize(
     ("images", "error", "match"),
     [
-        (LEVELS.float() / 255, ValueError, r"between the levels .* say value_range=\(0, 1\)"),
+        (LEVELS.float() / 255, ValueError, r"between the levels .* \(255 \* x\)\.round"),
         (LEVELS.float(), ValueError, "span 0 to 255"),
         (torch.full((1, 1, 2, 2), float("nan")), ValueError, "not finite"),
         (LEVELS.long(), TypeError, "uint8 or float"),

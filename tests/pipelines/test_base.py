@@ -202,6 +202,49 @@ def test_saving_onto_a_file_is_refused(pipe, tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_saving_where_nothing_can_be_written_names_the_folder(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="cannot save into ''"):  # not into the folder that we are in
+        pipe.save_pretrained("")
+    with pytest.raises(OSError, match="cannot save into /proc/mine"):
+        pipe.save_pretrained("/proc/mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("load", [AutoPipeline.from_pretrained, LatentTextToImagePipeline.from_pretrained])
+def test_what_is_no_name_is_refused_before_anything_is_asked(load):
+    with pytest.raises(TypeError, match="got a NoneType"):  # the Hub has no 'None'
+        load(None)
+    for name in ("", " ", "user/name "):
+        with pytest.raises(ValueError, match="is no name"):
+            load(name)
+
+
+def test_the_two_names_of_the_dtype(folder):
+    for options in ({"dtype": "float16"}, {"torch_dtype": "float16"}, {"dtype": "float16", "torch_dtype": "float16"}):
+        assert AutoPipeline.from_pretrained(folder, **options).dtype == torch.float16
+    with pytest.raises(ValueError, match="two names of one thing"):
+        AutoPipeline.from_pretrained(folder, dtype="float16", torch_dtype="float32")
+
+
+def test_a_folder_of_another_pipeline_is_named_before_it_is_loaded(folder, caplog):
+    from gen_pipelines import GlowPipeline
+
+    with pytest.raises(ValueError, match="is a LatentTextToImagePipeline and has no flow, which a GlowPipeline is made of"):
+        GlowPipeline.from_pretrained(folder)
+    assert not caplog.records
+
+
+def test_a_scheduler_s_class_is_told_from_an_object(pipe):
+    with pytest.raises(TypeError, match=r"DDIMScheduler is a class; assign an object, DDIMScheduler\(\)"):
+        pipe.scheduler = DDIMScheduler
+
+
+def test_numbers_of_numpy_are_numbers(pipe):
+    plain = draw(pipe, guidance_scale=2.0, eta=0.0)
+    assert np.array_equal(plain, draw(pipe, steps=np.int64(3), guidance_scale=np.float32(2.0), eta=np.float32(0.0)))
+
+
 def test_pickles_are_neither_written_nor_read(pipe, folder, copy):
     with pytest.raises(ValueError, match="safetensors only"):
         pipe.save_pretrained(copy, safe_serialization=False)

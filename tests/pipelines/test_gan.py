@@ -58,7 +58,7 @@ def test_truncated_noise_is_the_truncated_normal(gan):
 
 def test_walks_close_and_interpolation_meets_its_ends(gan):
     a, b = torch.randn(8), torch.randn(8)
-    frames = gan.interpolate(a, b, steps=5, class_labels=1, output_type="pt")
+    frames = gan.interpolate(a, b, num_images=5, class_labels=1, output_type="pt")
     ends = gan(class_labels=[1, 1], latents=torch.stack([a, b]), output_type="pt").images
     assert_close(frames[[0, 4]], ends, rtol=1e-4, atol=1e-5)
     assert len(gan.walk(frames=10, stops=3, generator=generators(0)[0], class_labels=0)) == 10

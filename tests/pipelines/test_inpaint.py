@@ -145,6 +145,13 @@ def test_drawing_beyond_the_frame(sd):
     assert (both[4:20, 12:20] == original[:, 8:]).all() and (both[4:20, 4:12] != original[:, :8]).any()
 
 
+def test_drawing_beyond_the_frame_by_what_is_no_whole_latent(sd):
+    """The picture lies where it was put, at the size that is left for it, whatever that size is."""
+    image = np.asarray(sd("a", image=picture(), expand=3, num_inference_steps=2, generator=seeded()).images[0])  # 22 pixels: 20 are drawn
+    assert image.shape == (20, 20, 3)
+    assert (image[3:17, 3:17] == np.asarray(picture().resize((14, 14), Image.Resampling.LANCZOS))).all()
+
+
 HOSTED_TOO = ["UniPCMultistepScheduler", "HeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
 
 

@@ -85,7 +85,7 @@ def test_encode_decode_reconstruct_and_interpolate(kind):
     assert low(batch_size=2, generator=generators(0, 1), output_type="pt").images.isfinite().all()
     assert torch.isfinite(low.log_likelihood(LEVELS, generator=generators(0, 1, 2)).nats).all()
     for mode in ("slerp", "lerp"):
-        path = pipe.interpolate(pictures[:2], pictures[1:], num=5, mode=mode, output_type="pt")
+        path = pipe.interpolate(pictures[:2], pictures[1:], num_images=5, mode=mode, output_type="pt")
         assert path.shape == (10, 1, 8, 8)
         assert_close(path[[0, 4, 5, 9]], back[[0, 1, 1, 2]], atol=1e-5, rtol=0)
     assert len(pipe.interpolate(pictures[0], pictures[1])) == 8
@@ -198,7 +198,9 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vae", lambda p: p(latents=torch.zeros(2, 5)), r"\(batch_size, 4\), got \(2, 5\)"),
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS[:2]), "3 pictures at the start and 2 at the end"),
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS, mode="cubic"), "'cubic' is none of slerp, lerp"),
-        ("vae", lambda p: p.interpolate(LEVELS, LEVELS, num=1), "1 points are no path"),
+        ("vae", lambda p: p.interpolate(LEVELS, LEVELS, num_images=1), "num_images must be at least 2, got 1"),
+        ("vae", lambda p: p(temperature="1"), "temperature '1' is not allowed"),
+        ("vae", lambda p: p.encode(p(output_type="pt").images), r"\(255 \* x\)\.round\(\)"),
         ("vae", lambda p: p.traverse(dimensions=[4]), r"from 0 to 3, got \[4\]"),
         ("vae", lambda p: p.log_likelihood(LEVELS, labels=[1]), "has no classes"),
         ("vae", lambda p: p.log_likelihood(LEVELS, kind="exact"), "'exact' is none of elbo, iwae"),
@@ -206,6 +208,9 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vae", lambda p: p.encode(LEVELS[:, :, :4]), "8 x 8 pixels are needed"),
         ("vq_vae", lambda p: p(batch_size=3, class_labels=[1, 2]), "batch_size 3, but class_labels ask for 2"),
         ("vq_vae", lambda p: p(class_labels=3), "from 0 to 2, got 3"),
+        ("vq_vae", lambda p: p(class_labels="cat"), "from 0 to 2, got 'cat'"),
+        ("vq_vae", lambda p: p(class_labels=["cat"]), r"from 0 to 2, got \['cat'\]"),
+        ("vq_vae", lambda p: p(temperature="1"), "temperature '1' is not allowed"),
         ("vq_vae", lambda p: p(class_labels=[1], num_images_per_label=0), "num_images_per_label 0"),
         ("vq_vae", lambda p: p(temperature=[1.0]), "1 temperatures for 2 levels"),
         ("vq_vae", lambda p: p.log_likelihood(LEVELS, labels=[1]), "1 labels for 3 pictures"),
@@ -219,6 +224,30 @@ def test_a_grid_puts_pictures_row_by_row():
 def test_bad_input_is_an_error_that_says_what_is_allowed(kind, call, message):
     with pytest.raises(ValueError, match=message):
         call(PIPELINES[kind]())
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq_vae"])
+def test_a_network_of_another_kind_is_refused_when_the_pipeline_is_made(kind):
+    pipe = PIPELINES[kind]()
+    with pytest.raises(TypeError, match="must be a (VQ)?VAEModel, got Linear"):
+        type(pipe)(torch.nn.Linear(1, 1))
+    name = "vae" if kind == "vae" else "vqvae"
+    compiled = torch.compile(getattr(pipe, name))  # not run: what is inside counts
+    assert type(pipe)(compiled).picture_size == (8, 8)
+
+
+def test_a_scheduler_that_would_have_no_effect_is_refused():
+    from gen_pipelines import DDIMScheduler
+
+    with pytest.raises(AttributeError, match="VAEPipeline draws without a scheduler"):
+        PIPELINES["vae"]().scheduler = DDIMScheduler()
+
+
+@pytest.mark.parametrize("kind", ["vae", "vq_vae"])
+def test_numbers_of_numpy_are_numbers(kind):
+    pipe = PIPELINES[kind]()
+    draw = lambda count, temperature: pipe(count, temperature=temperature, generator=generators(0, 1), output_type="pt").images
+    assert_close(draw(2, 0.5), draw(np.int64(2), np.float32(0.5)), rtol=0, atol=0)
 
 
 def test_a_pipeline_without_priors_says_what_it_can_do():

@@ -55,3 +55,23 @@ def test_bad_overrides_and_files(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_recipe(tmp_path / "broken.yaml")
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"PAR1\xaa")
+    with pytest.raises(ValueError, match=r"recipe\.yaml: not valid YAML"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_network_from_nowhere_is_said_in_one_line_and_at_once(monkeypatch):
+    import huggingface_hub
+
+    from gen_pipelines.training.tasks.base import build_network
+
+    def fail(*args, **kwargs):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "resolve_revision", fail)
+    with pytest.raises(FileNotFoundError, match=r"model\.vae\.from: there is no folder runs/nothing, .*no connection"):
+        build_network({"from": "runs/nothing"}, "model.vae")
+    assert type(build_network({"from": "bundled:mnist-vae", "subfolder": "vae"}, "model.vae")).__name__ == "VAEModel"

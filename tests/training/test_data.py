@@ -198,3 +198,9 @@ def test_the_same_captions_always_give_the_same_tokenizer():
     first, *others = [train_clip_tokenizer(captions, 600, 8) for _ in range(6)]
     assert all(other.get_vocab() == first.get_vocab() for other in others)
     assert len(first) == 600 and first.tokenize("aiqa zebra") and first.unk_token not in first.tokenize("日本 ☃")
+
+
+def test_a_holdout_that_leaves_nothing_is_named():
+    with pytest.raises(ValueError, match=r"data\.holdout: 1000 of 300 rows would leave none to train on"):
+        known_words_holdout(None, 300, 1000, seed=0)
+    assert [len(rows) for rows in known_words_holdout(None, 3, 2, seed=0)] == [1, 2]

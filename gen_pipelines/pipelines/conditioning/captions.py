@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -165,8 +166,8 @@ def _check_words(name: str, words: Any) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises TypeError or ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Raises TypeError or ValueError unless `value` is a whole number (of Python or NumPy) of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")

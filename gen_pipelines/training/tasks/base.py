@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ...hub.loading import hub_reason
+from ...pipelines.base import local_or_hub
 from ..config import coerce
 from ..data import PictureData, captions_of, known_words_holdout, load_rows
 from ..objectives.base import ObjectiveOutput, Phase
@@ -68,7 +70,7 @@ def build_network(settings: dict[str, Any], where: str) -> nn.Module:
     """A network from `{class: NAME, ...constructor arguments}` or `{from: FOLDER_OR_REPO, subfolder: ...}`.
 
     Classes are looked up in gen_pipelines, diffusers and transformers (for those, the arguments are the configuration's). A stored network
-    is loaded in float32, which training needs, and only if every weight of its class is there.
+    is loaded in float32, which training needs, and only if every weight of its class is there; `bundled:NAME` is a folder in the package.
 
     Raises:
         ValueError: an unknown class or argument, or a weight that the folder does not have.
@@ -85,6 +87,7 @@ def build_network(settings: dict[str, Any], where: str) -> nn.Module:
     name = settings.pop("class", None)
     if "from" in settings:
         source, subfolder = str(settings.pop("from")), settings.pop("subfolder", None)
+        source = _source(source, f"{where}.from")
         name = name or diffusers.AutoModel.load_config(source, subfolder=subfolder).get("_class_name")
         loader = _find(name, where, (gen_pipelines, diffusers, transformers))
         network, info = loader.from_pretrained(
@@ -100,6 +103,21 @@ def build_network(settings: dict[str, Any], where: str) -> nn.Module:
         return cls(config_class(**settings))
     _check_arguments(cls, settings, f"{where} ({name})")
     return cls(**settings)
+
+
+def _source(source: str, where: str) -> str:
+    """The folder or repository that a recipe names, once it is known to be there: diffusers would ask the Hub for half a minute, and then
+    speak of a file."""
+    from huggingface_hub import resolve_revision
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionResolutionError
+
+    path = local_or_hub(source)
+    if not Path(path).is_dir():
+        try:
+            resolve_revision(path)
+        except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionResolutionError, OSError) as error:
+            raise FileNotFoundError(f"{where}: there is no folder {source}, and the Hub does not give it: {hub_reason(error)}") from error
+    return path
 
 
 def _find(name: str | None, where: str, libraries: tuple[Any, ...]) -> type:

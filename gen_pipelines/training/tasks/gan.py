@@ -239,4 +239,6 @@ class GANTask:
 
         cls = StyleGANPipeline if hasattr(networks["generator"], "mapping") else GANPipeline
         pipe = cls(networks["generator"], networks["discriminator"], image_size=self.recipe.data.resolution)
-        pipe.to(self.save_dtype).save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
+        if self.save_dtype != torch.float32:  # as trained
+            pipe.to(self.save_dtype)
+        pipe.save_pretrained(folder, license=self.recipe.card.license, notes=training_notes(self.recipe, facts))
