@@ -420,7 +420,7 @@ class GenerativePipeline(DiffusionPipeline):
             )
         path = Path(save_directory)
         repo_id = repo_id or path.resolve().name
-        with written_at_once(path, by_file=variant is not None) as side:
+        with written_at_once(save_directory, by_file=variant is not None) as side:
             super().save_pretrained(str(side), variant=variant, max_shard_size=max_shard_size)
             strip_origin(side)
             if not (path / "README.md").exists():

@@ -75,7 +75,7 @@ def test_levels_become_pictures_and_come_back(num_bits):
         (torch.zeros(4, 4), ValueError, r"\(B, C, H, W\)"),
         (Image.new("RGBA", (16, 16)), ValueError, "mode RGBA"),
         (Image.new("I;16", (16, 16)), ValueError, "mode I;16"),
-        ([], TypeError, "got a list"),
+        ([], TypeError, "got an empty list"),
         (["picture"], TypeError, "list with str"),
         ([Image.new("L", (16, 16)), Image.new("L", (8, 8))], ValueError, "differ in size"),
         (Image.new("RGB", (16, 16), "red"), ValueError, "1 channels are needed"),

@@ -147,9 +147,10 @@ def test_drawing_beyond_the_frame(sd):
 
 def test_drawing_beyond_the_frame_by_what_is_no_whole_latent(sd):
     """The picture lies where it was put, at the size that is left for it, whatever that size is."""
-    image = np.asarray(sd("a", image=picture(), expand=3, num_inference_steps=2, generator=seeded()).images[0])  # 22 pixels: 20 are drawn
-    assert image.shape == (20, 20, 3)
-    assert (image[3:17, 3:17] == np.asarray(picture().resize((14, 14), Image.Resampling.LANCZOS))).all()
+    options = {"image": picture(), "num_inference_steps": 2, "generator": seeded()}
+    image = np.asarray(sd("a", expand=(1, 2, 2, 1), **options).images[0])  # 19 pixels, of which 18 are drawn: 15 are left
+    assert image.shape == (18, 18, 3)
+    assert (image[2:17, 1:16] == np.asarray(picture().resize((15, 15), Image.Resampling.LANCZOS))).all()
 
 
 HOSTED_TOO = ["UniPCMultistepScheduler", "HeunDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"]
