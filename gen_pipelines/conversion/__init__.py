@@ -22,6 +22,7 @@ _FORMATS: dict[str, tuple[str, str]] = {
     "dit": (".dit", "DiT"),
     "ldm": (".ldm", "LatentDiffusion"),
     "stable_diffusion_xl": (".stable_diffusion_xl", "StableDiffusionXL"),
+    "stable_diffusion_3": (".stable_diffusion_3", "StableDiffusion3"),
     "stylegan2_tf": (".stylegan2_tf", "StyleGAN2TF"),
     "stylegan1_tf": (".stylegan1_tf", "StyleGAN1TF"),
     "rosinality_stylegan2": (".rosinality_stylegan2", "RosinalityStyleGAN2"),

@@ -238,6 +238,9 @@ def check(plan: Plan, checkpoint: Checkpoint) -> dict[str, State]:
             reason = " ".join(str(error).split()) or "far more parameters than the source has tensors"
             raise ValueError(f"{where}: the configuration makes no {component.cls.__name__}: {reason[:500]}") from error
         wanted, state = model.state_dict(), component.state()
+        for key in getattr(component.cls, "_tied_weights_keys", None) or ():  # copies that transformers neither stores nor reads
+            if key not in state:
+                wanted.pop(key, None)
         if missing := [key for key in wanted if key not in state]:
             raise ValueError(f"{where}: nothing fills {len(missing)} keys of {component.cls.__name__}: {_some(missing)}.")
         if extra := [key for key in state if key not in wanted]:

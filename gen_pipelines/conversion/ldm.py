@@ -257,7 +257,7 @@ def add_autoencoder(plan: Plan, found: Found, scale_factor: float, **config: Any
     """
     import diffusers
 
-    if not looks_like_autoencoder(found.first):
+    if not looks_like_autoencoder(found.first, bare=True):
         raise ValueError("the file has no autoencoder (first_stage_model), whose latents the network draws.")
     name, made, recipe = autoencoder_recipe(found.first)
     made |= {"scaling_factor": scale_factor, **config}

@@ -16,10 +16,16 @@ _RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "con
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def looks_like_autoencoder(keys: Any) -> bool:
-    """Whether these are the keys of such an autoencoder: with moments (KL) or with a codebook (VQ)."""
-    needed = ("encoder.down.0.block.0.conv1", "encoder.mid.attn_1.q", "decoder.up.0.block.0.conv1", "quant_conv", "post_quant_conv")
-    return all(f"{key}.weight" in keys for key in needed)
+def looks_like_autoencoder(keys: Any, bare: bool = False) -> bool:
+    """Whether these are the keys of such an autoencoder: with moments (KL) or with a codebook (VQ).
+
+    Args:
+        keys: without a prefix.
+        bare: also without the convolutions around the latents, as Stable Diffusion 3 has it.
+    """
+    needed = ("encoder.down.0.block.0.conv1", "encoder.mid.attn_1.q", "decoder.up.0.block.0.conv1")
+    around = () if bare else ("quant_conv", "post_quant_conv")
+    return all(f"{key}.weight" in keys for key in (*needed, *around))
 
 
 def autoencoder_recipe(state: Mapping[str, Tensor], sample_size: int | None = None) -> tuple[str, dict[str, Any], Recipe]:
@@ -55,6 +61,8 @@ def autoencoder_recipe(state: Mapping[str, Tensor], sample_size: int | None = No
         config["sample_size"] = sample_size
     if quantised:
         config["num_vq_embeddings"], config["vq_embed_dim"] = state["quantize.embedding.weight"].shape
+    elif "quant_conv.weight" not in state and "post_quant_conv.weight" not in state:
+        config |= {"use_quant_conv": False, "use_post_quant_conv": False}
     elif state["post_quant_conv.weight"].shape[1] != latents or state["quant_conv.weight"].shape[0] != 2 * latents:
         raise ValueError("autoencoder: embed_dim differs from z_channels, which diffusers' AutoencoderKL does not allow.")
 
@@ -89,8 +97,9 @@ def autoencoder_recipe(state: Mapping[str, Tensor], sample_size: int | None = No
                     attention(f"{block}.attentions.{i}", f"{name}.attn.{i}")
             if change is not None:
                 add(f"{block}.{change}samplers.0.conv", f"{name}.{change}sample.conv")
-    add("quant_conv", "quant_conv")
-    add("post_quant_conv", "post_quant_conv")
+    if "use_quant_conv" not in config:
+        add("quant_conv", "quant_conv")
+        add("post_quant_conv", "post_quant_conv")
     if quantised:
         recipe.add("quantize.embedding.weight", "quantize.embedding.weight")
     return ("VQModel" if quantised else "AutoencoderKL"), config, recipe
