@@ -165,8 +165,6 @@ def walk(pipe: Any, args: argparse.Namespace, picture: Image | None) -> Drawn:
 
 def found_styles(pipe: Any, args: argparse.Namespace, picture: Image) -> tuple[Any, Image, dict[str, Any]]:
     """The styles of a picture, the picture at the model's size, and how they were found."""
-    from gen_pipelines.pipelines.pictures import as_pictures
-
     channels, (height, width) = pipe.generator.config.out_channels, pipe.picture_size
     if picture.mode in ("RGBA", "LA", "PA", "P"):
         from PIL import Image as Pillow
@@ -177,7 +175,7 @@ def found_styles(pipe: Any, args: argparse.Namespace, picture: Image) -> tuple[A
     picture = picture if picture.size == (width, height) else picture.resize((width, height))
     steps, space = args.num_inference_steps or STEPS, args.project or "w"
     random = seeded([args.seed or 0])[0]
-    styles = pipe.project(as_pictures(picture, channels), steps=steps, space=space, generator=random)
+    styles = pipe.project(picture, steps=steps, space=space, generator=random)
     return styles, picture, {"space": space, "num_inference_steps": steps}
 
 

@@ -14,6 +14,7 @@ from ..likelihood.dequantization import Pictures, to_levels
 from ..likelihood.observation import observe
 from .checks import check_count, check_generator, check_output_type
 from .interpolation import spherical
+from .pictures import as_8_bit
 
 PICTURE_TYPES = ("pil", "np", "pt")
 
@@ -26,7 +27,7 @@ def levels_of(model: Any, images: Pictures) -> Tensor:
 
 def pictures_of(model: Any, images: Pictures, generator: Any = None) -> Tensor:
     """Pictures as the model takes them, (B, C, H, W) in [-1, 1]; grey ones of a binary model are binarised with `generator`."""
-    return observe(levels_of(model, images), model.config.likelihood, model.config.num_bits, generator).x
+    return observe(levels_of(model, as_8_bit(images)), model.config.likelihood, model.config.num_bits, generator).x
 
 
 def finish(x: Tensor, output_type: str) -> Any:

@@ -219,7 +219,7 @@ class DiffusionImagePipeline(GenerativePipeline):
         """The noise that deterministic sampling would have made these pictures of: DDIM backwards, on the pipeline's own grid.
 
         Args:
-            image: pictures: PIL, a list of them, or a tensor, uint8 or float in [-1, 1], (B, C, H, W).
+            image: pictures: PIL, a list of them, a tensor (B, C, H, W) or an array (B, H, W, C), uint8 or in [0, 1].
             class_labels: their classes, one or one each; by default the null label, which a network with classes must then have.
             num_inference_steps: network evaluations. A round trip closes with an error of first order in the step.
             guidance_scale: as in the call; guided inversion is less exact.

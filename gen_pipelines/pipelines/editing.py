@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,73 +23,9 @@ logger = logging.getLogger(__name__)
 # ------------------------------------------------------------------------------------------------------------------------- 1. pictures
 
 
-def as_pictures(name: str, value: Any, background: str = "white") -> Tensor | list[PIL.Image.Image]:
-    """Pictures of one size in one of the two forms that an image processor takes: PIL pictures, or a tensor (B, C, H, W) in [0, 1].
-
-    Args:
-        name: of the argument, for messages.
-        value: a PIL picture, a NumPy array (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list of these. Arrays and
-            tensors are in [0, 1], or uint8.
-        background: what transparent PIL pictures are laid on.
-    Raises:
-        ValueError, TypeError: it is none of these, empty, of several sizes, not finite or not in [0, 1].
-    """
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not values:
-        raise ValueError(f"{name} is an empty list; give at least one picture.")
-    kinds = {PIL.Image.Image: [], np.ndarray: [], Tensor: []}
-    for v in values:
-        found = next((kind for kind in kinds if isinstance(v, kind)), None)
-        if found is None:
-            raise TypeError(f"{name} must be a PIL picture, an array, a tensor or a list of these, got a {type(v).__name__}.")
-        kinds[found].append(v)
-    if sum(bool(k) for k in kinds.values()) > 1:
-        raise TypeError(f"{name} must hold pictures of one kind: PIL pictures, arrays or tensors.")
-
-    if pictures := kinds[PIL.Image.Image]:
-        if len(sizes := {p.size for p in pictures}) > 1:
-            raise ValueError(f"{name} must hold pictures of one size, got {', '.join(f'{w} x {h}' for w, h in sorted(sizes))}.")
-        return [_opaque(p, background) for p in pictures]
-
-    arrays = [torch.from_numpy(np.array(v)) for v in kinds[np.ndarray]] + kinds[Tensor]
-    last = bool(kinds[np.ndarray])
-    arrays = [(a.unsqueeze(-1 if last else 0) if a.ndim == 2 else a) for a in arrays]
-    arrays = [a.unsqueeze(0) if a.ndim == 3 else a for a in arrays]
-    if any(a.ndim != 4 for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
-        shapes = ", ".join(str(tuple(v.shape)) for v in values)
-        raise ValueError(f"{name} must have the shape {'(B, H, W, C)' if last else '(B, C, H, W)'} and one size, got {shapes}.")
-    joined = torch.cat(arrays)
-    joined = joined.permute(0, 3, 1, 2) if last else joined
-    joined = joined.float() / 255 if joined.dtype == torch.uint8 else joined.float()
-    if not bool(torch.isfinite(joined).all()):
-        raise ValueError(f"{name} has values that are not finite.")
-    return joined
-
-
-def _opaque(picture: PIL.Image.Image, background: str) -> PIL.Image.Image:
-    """RGB (grey for a mask), the way the picture is looked at: turned as its EXIF data say, transparency laid on the background."""
-    picture = PIL.ImageOps.exif_transpose(picture)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        below = PIL.Image.new("RGBA", picture.size, background)
-        picture = PIL.Image.alpha_composite(below, picture)
-    return picture.convert("L" if background == "black" else "RGB")
-
-
 def size_of(pictures: Tensor | list[PIL.Image.Image]) -> tuple[int, int]:
-    """(height, width) of pictures as `as_pictures` returns them."""
+    """(height, width) of pictures as `read_pictures` returns them."""
     return tuple(pictures.shape[-2:]) if isinstance(pictures, Tensor) else (pictures[0].height, pictures[0].width)
-
-
-def check_range(name: str, pictures: Tensor | list[PIL.Image.Image], channels: Sequence[int]) -> None:
-    """Raises ValueError for tensors that are not in [0, 1] or do not have one of these numbers of channels."""
-    if not isinstance(pictures, Tensor):
-        return
-    if pictures.shape[1] not in channels:
-        raise ValueError(f"{name} must have {' or '.join(map(str, channels))} channels, got shape {tuple(pictures.shape)}.")
-    low, high = float(pictures.min()), float(pictures.max())
-    if low < 0.0 or high > 1.0:
-        raise ValueError(f'{name} must be in [0, 1], as output_type="pt" returns pictures; got values from {low:.3g} to {high:.3g}.')
 
 
 def to_pixels(pictures: Tensor | list[PIL.Image.Image], height: int, width: int) -> Tensor:

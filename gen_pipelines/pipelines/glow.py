@@ -19,6 +19,7 @@ from ..processes.random import Generators, uniform
 from .base import GenerativePipeline
 from .checks import check_count, check_generator, check_output_type, shape_of
 from .interpolation import spherical
+from .pictures import as_8_bit
 
 __all__ = ["DiffusionPipeline", "GlowPipeline", "ModelMixin"]
 
@@ -108,11 +109,11 @@ class GlowPipeline(GenerativePipeline):
         """The latents of pictures, (B, D): standard normal if the flow knows pictures like these. Each level is taken at its bin's middle.
 
         Args:
-            images: PIL, a list of them, uint8 (B, C, H, W), or float in [-1, 1] that was 8-bit.
+            images: PIL, a list of them, a tensor (B, C, H, W) or an array (B, H, W, C), uint8 or in [0, 1].
             class_labels: their classes, for a class-conditional flow: one or one each.
         """
         bits = self.flow.config.num_bits
-        levels = to_levels(images, self.flow.config.in_channels, self.flow.size, bits)
+        levels = to_levels(as_8_bit(images), self.flow.config.in_channels, self.flow.size, bits)
         labels = self.labels_of(class_labels, len(levels), "encode")
         x = (levels.to(self.flow.device, self.flow.stream_dtype) + 0.5) * (2 / 2**bits) - 1               # (B, C, H, W)
         return self.join(self.flow.encode(x, None if labels is None else labels.to(self.flow.device))[0])

@@ -11,8 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .conditioning import Captions
-from .editing import as_pictures, check_range, encode_latents, logger, size_of, to_pixels
+from .editing import encode_latents, logger, size_of, to_pixels
 from .latent_base import LatentPipeline
+from .pictures import check_range, read_pictures
 
 
 class LatentEditingPipeline(LatentPipeline):
@@ -35,7 +36,7 @@ class LatentEditingPipeline(LatentPipeline):
         """
         if image is None:
             raise ValueError("give image, the picture to start from.")
-        pictures = as_pictures("image", image)
+        pictures = read_pictures("image", image)
         is_latent = isinstance(pictures, Tensor) and isinstance(image, Tensor) and pictures.shape[1] == self.latent_channels not in (1, 3)
         if not is_latent:
             check_range("image", pictures, (1, 3))

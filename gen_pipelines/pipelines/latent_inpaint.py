@@ -15,8 +15,6 @@ from ..models.calling import latent_layout
 from .conditioning import Captions, PictureSize, text_encoding
 from .editing import (
     RePaint,
-    as_pictures,
-    check_range,
     check_strength,
     encode_latents,
     logger,
@@ -29,6 +27,7 @@ from .editing import (
 from .guidance import ClassifierFreeGuidance, Guidance
 from .latent_base import tensors_of
 from .latent_editing import LatentEditingPipeline
+from .pictures import check_range, read_pictures
 
 __all__ = ["DiffusionPipeline", "LatentInpaintPipeline", "ModelMixin", "SchedulerMixin"]
 
@@ -242,7 +241,7 @@ class LatentInpaintPipeline(LatentEditingPipeline):
             if not expands:
                 raise ValueError("give mask_image (white is drawn, black is kept), expand, or both.")
             return None
-        masks = as_pictures("mask_image", mask_image, background="black")
+        masks = read_pictures("mask_image", mask_image, background="black")
         check_range("mask_image", masks, (1, 3))
         if len(masks) not in (1, len(pictures)):
             raise ValueError(f"mask_image must be one mask, or one per picture: {len(pictures)} here, got {len(masks)}.")

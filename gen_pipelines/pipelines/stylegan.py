@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checks import check_count
 from .gan import GANPipeline
+from .pictures import as_pictures
 
 __all__ = ["Directions", "StyleGANPipeline"]
 
@@ -161,7 +162,7 @@ class StyleGANPipeline(GANPipeline):
 
     def project(
         self,
-        picture: Tensor,
+        picture: Any,
         steps: int = 500,
         space: str = "w",
         learning_rate: float = 0.1,
@@ -174,7 +175,8 @@ class StyleGANPipeline(GANPipeline):
         Begins at the average style, with noise on the styles that fades over the first three quarters; the learning rate rises and falls.
 
         Args:
-            picture: (C, H, W) or (1, C, H, W) in [-1, 1], of the pipeline's size.
+            picture: of the pipeline's size: a PIL picture; an array (H, W, C), uint8 or in [0, 1]; or a tensor (C, H, W) or (1, C, H, W),
+                in [-1, 1] here, as `render` returns it: what `output_type="pt"` returned is that as 2 x - 1.
             space: "w" (one style for all layers) or "w+" (one for each: nearer to the picture, worse to edit).
             distance: (drawn, given) -> a number; squared differences over a pyramid of sizes by default.
             generator: draws the styles that their deviation is measured on, and the fading noise.
@@ -186,6 +188,8 @@ class StyleGANPipeline(GANPipeline):
         if space not in ("w", "w+"):
             raise ValueError(f"space {space!r} is none of w, w+.")
         check_count("steps", steps)
+        if not isinstance(picture, Tensor):
+            picture = as_pictures(picture, self.generator.config.out_channels, "picture")
         picture = picture if picture.ndim == 4 else picture[None]
         wanted = (1, self.generator.config.out_channels, *self.picture_size)
         if picture.shape != wanted:

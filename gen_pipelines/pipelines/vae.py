@@ -89,7 +89,7 @@ class VAEPipeline(GenerativePipeline):
         """Latents of pictures: the mean of q(z | x), or a draw from it.
 
         Args:
-            images: PIL pictures, uint8 tensors, or float tensors in [-1, 1] that were 8-bit, of the model's size.
+            images: PIL pictures, tensors (B, C, H, W) or arrays (B, H, W, C), uint8 or in [0, 1], of the model's size.
             generator: for the draw, and for the binarisation of grey pictures.
         Returns: (B, d).
         """

@@ -120,7 +120,7 @@ class VQVAEPipeline(GenerativePipeline):
         """Codes of pictures, (B, h, w) of every level from the top down.
 
         Args:
-            images: PIL pictures, uint8 tensors, or float tensors in [-1, 1] that were 8-bit, of the model's size.
+            images: PIL pictures, tensors (B, C, H, W) or arrays (B, H, W, C), uint8 or in [0, 1], of the model's size.
             generator: for the binarisation of grey pictures, where the model is over black and white.
         """
         return self.vqvae.encode(pictures_of(self.vqvae, images, generator)).codes

@@ -345,9 +345,10 @@ def test_pictures_come_in_many_forms():
     values = torch.randint(0, 256, (2, 3, 4, 5), generator=seeded(), dtype=torch.uint8)
     wanted = values.float() / 127.5 - 1
     pil = [Image.fromarray(v.permute(1, 2, 0).numpy()) for v in values]
-    for images in (values, wanted, pil, values.permute(0, 2, 3, 1).numpy(), list(values)):
-        assert torch.equal(as_pictures(images, 3), wanted)
-    assert as_pictures(pil[0], 1).shape == (1, 1, 4, 5) and as_pictures(wanted[0], 3).shape == (1, 3, 4, 5)
+    array = values.permute(0, 2, 3, 1).numpy()
+    for images in (values, values / 255, pil, array, array / 255, list(values), list(array)):
+        assert torch.allclose(as_pictures(images, 3), wanted, atol=1e-6)
+    assert as_pictures(pil[0], 1).shape == (1, 1, 4, 5) and as_pictures(values[0], 3).shape == (1, 3, 4, 5)
     white = Image.new("L", (5, 4), 255)
     assert as_mask(white, (4, 5)).all() and as_mask(torch.ones(4, 5, dtype=torch.bool), (4, 5)).shape == (1, 1, 4, 5)
 
@@ -395,7 +396,7 @@ def test_inversion_closes_with_first_order(name):
             pipe.unet.conv_out.weight.mul_(0.1)
     errors = []
     for steps in (10, 20, 40):
-        noise = pipe.invert(picture, num_inference_steps=steps)
+        noise = pipe.invert(picture / 2 + 0.5, num_inference_steps=steps)
         errors.append((pipe.decode(noise, num_inference_steps=steps, output_type="latent") - picture).abs().max().item())
     assert errors[2] < 0.3 and errors[2] < 0.75 * errors[1] < 0.75**2 * errors[0], errors
 
@@ -470,7 +471,7 @@ def test_inpainting_with_resampling_draws_from_the_conditional():
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:, :2] = True
     wanted = 0.5 * pixels / (0.5 * pixels + 0.5)  # regression of one pixel on the eight that are kept
-    options = {"image": torch.full((1, 1, 4, 4), value), "mask_image": mask, "num_inference_steps": 50, "output_type": "latent"}
+    options = {"image": torch.full((1, 1, 4, 4), value / 2 + 0.5), "mask_image": mask, "num_inference_steps": 50, "output_type": "latent"}
     off = {}
     for times in (1, 10):
         drawn = pipe(1000, num_resamples=times, generator=seeded(), **options).images[:, :, :, :2]
@@ -501,10 +502,11 @@ BAD = {
     "mask alone": ({"mask_image": X[:, :1]}, ValueError, "got only mask_image"),
     "resample alone": ({"num_resamples": 2}, ValueError, "num_resamples is for inpainting"),
     "image size": ({"image": X[..., :4], "mask_image": X[:, :1]}, ValueError, "8 x 8 pixels for this model, got 8 x 4"),
-    "image range": ({"image": X + 2, "mask_image": X[:, :1]}, ValueError, r"in \[-1, 1\]"),
-    "image nan": ({"image": X + float("nan"), "mask_image": X[:, :1]}, ValueError, r"in \[-1, 1\]"),
+    "image range": ({"image": X + 2, "mask_image": X[:, :1]}, ValueError, r"in \[0, 1\].*must be uint8"),
+    "image range below": ({"image": X - 1, "mask_image": X[:, :1]}, ValueError, r"in \[0, 1\].*\(x \+ 1\) / 2"),
+    "image nan": ({"image": X + float("nan"), "mask_image": X[:, :1]}, ValueError, "not finite"),
     "image channels": ({"image": X[:, :1], "mask_image": X[:, :1]}, ValueError, r"\(B, 3, H, W\)"),
-    "image kind": ({"image": "cat.png", "mask_image": X[:, :1]}, TypeError, "PIL pictures"),
+    "image kind": ({"image": "cat.png", "mask_image": X[:, :1]}, TypeError, "PIL picture, an array"),
     "mask size": ({"image": X, "mask_image": X[:, :1, :4]}, ValueError, "mask_image must be 8 x 8"),
     "callback": ({"callback_on_step_end": 3}, TypeError, "callable"),
     "callback tensors": ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, "got noise"),

@@ -83,7 +83,7 @@ def test_encode_and_decode_give_the_picture_back(pipe):
     for picture, expected in zip(pictures, PICTURES, strict=True):
         assert np.array_equal(np.asarray(picture), expected[0].numpy())
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(pipe.reconstruct(pictures, labels), pictures, strict=True))
-    assert_close(pipe.encode(PICTURES.float() / 127.5 - 1, labels), latents)
+    assert_close(pipe.encode(PICTURES.float() / 255, labels), latents)
     assert_close(pipe.join(pipe.split(latents)), latents)
 
 

@@ -10,7 +10,8 @@ from editing import picture, quiet, rectangle, seeded, some
 from PIL import Image
 
 from gen_pipelines import AutoPipeline, LatentImageToImagePipeline, LatentTextToImagePipeline
-from gen_pipelines.pipelines.editing import RePaint, as_pictures, encode_latents, positions_for, renoise
+from gen_pipelines.pipelines.editing import RePaint, encode_latents, positions_for, renoise
+from gen_pipelines.pipelines.pictures import read_pictures
 from gen_pipelines.processes import PATHS
 from gen_pipelines.processes.level import Level
 from gen_pipelines.schedulers import SCHEDULERS, FlowMatchEulerScheduler
@@ -172,12 +173,12 @@ def test_pictures_of_every_kind_are_the_same_picture():
     array = np.asarray(image)
     kinds = (image, array, array / 255, [array, array], torch.from_numpy(array.copy()).permute(2, 0, 1), torch.rand(2, 3, 4, 4))
     for kind in kinds[:5]:
-        found = as_pictures("image", kind)
+        found = read_pictures("image", kind)
         found = np.asarray(found[0]) / 255 if isinstance(found, list) else found[0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(found, array / 255, atol=1e-6)
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert as_pictures("image", clear)[0].getpixel((0, 0)) == (255, 255, 255)
-    assert as_pictures("mask_image", clear, background="black")[0].getpixel((0, 0)) == 0
+    assert read_pictures("image", clear)[0].getpixel((0, 0)) == (255, 255, 255)
+    assert read_pictures("mask_image", clear, background="black")[0].getpixel((0, 0)) == 0
 
 
 @pytest.mark.parametrize(

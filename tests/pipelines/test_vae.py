@@ -79,7 +79,7 @@ def test_encode_decode_reconstruct_and_interpolate(kind):
     pictures = [Image.fromarray(level[0].numpy()) for level in LEVELS]
     back = pipe.reconstruct(pictures, output_type="pt")
     assert torch.equal(pipe.decode(pipe.encode(LEVELS), "pt"), back)
-    assert torch.equal(pipe.reconstruct(LEVELS.float() / 127.5 - 1, output_type="pt"), back)
+    assert torch.equal(pipe.reconstruct(LEVELS.float() / 255, output_type="pt"), back)
     low = PIPELINES[kind]().to(torch.bfloat16)
     low.set_progress_bar_config(disable=True)
     assert low(batch_size=2, generator=generators(0, 1), output_type="pt").images.isfinite().all()
@@ -200,7 +200,8 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS, mode="cubic"), "'cubic' is none of slerp, lerp"),
         ("vae", lambda p: p.interpolate(LEVELS, LEVELS, num_images=1), "num_images must be at least 2, got 1"),
         ("vae", lambda p: p(temperature="1"), "temperature '1' is not allowed"),
-        ("vae", lambda p: p.encode(p(output_type="pt").images), r"\(255 \* x\)\.round\(\)"),
+        ("vae", lambda p: p.encode(LEVELS.float() / 127.5 - 1), r"images must be in \[0, 1\].*\(x \+ 1\) / 2 makes it"),
+        ("vae", lambda p: p.log_likelihood(p(output_type="pt").images), r"\(255 \* x\)\.round\(\)"),
         ("vae", lambda p: p.traverse(dimensions=[4]), r"from 0 to 3, got \[4\]"),
         ("vae", lambda p: p.log_likelihood(LEVELS, labels=[1]), "has no classes"),
         ("vae", lambda p: p.log_likelihood(LEVELS, kind="exact"), "'exact' is none of elbo, iwae"),
