@@ -22,6 +22,7 @@ from ..likelihood.result import LikelihoodResult
 from ..likelihood.vlb import variational_bound
 from ..models.calling import ClassCondition, context_classes, is_a, predict
 from ..models.latent_space import decode_latents, encode_pictures
+from ..processes.grids import MAX_STEPS
 from ..processes.level import Level
 from ..schedulers.ddim import DDIMScheduler
 from ..schedulers.ddim_inverse import DDIMInverseScheduler
@@ -229,7 +230,7 @@ class DiffusionImagePipeline(GenerativePipeline):
 
         References: Song et al. 2021, section 4.3, https://arxiv.org/abs/2010.02502
         """
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_STEPS)
         pictures = self.check_pictures(image)
         labels = self.labels_of(class_labels, len(pictures))
         guidance = self.start_guidance(guidance_scale, labels)
@@ -265,7 +266,7 @@ class DiffusionImagePipeline(GenerativePipeline):
             output_type: "pil", "np", "pt" or "latent".
         Returns: the pictures.
         """
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_STEPS)
         check_output_type(output_type)
         if not isinstance(latents, Tensor) or tuple(latents.shape[1:]) != self.latents_shape(1)[1:]:
             raise ValueError(f"latents must be a tensor of shape {('B', *self.latents_shape(1)[1:])}, got {shape_of(latents)}.")
@@ -579,7 +580,7 @@ class DiffusionImagePipeline(GenerativePipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> None:
         """Raises ValueError or TypeError on anything that cannot work: what came, what is allowed."""
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_STEPS)
         check_count("num_resamples", num_resamples)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")

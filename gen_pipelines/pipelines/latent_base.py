@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..models.calling import TextCondition, is_a, latent_layout, predict, unpack_latents, unwrap
 from ..models.text_cache import TextCache, cached_text
+from ..processes.grids import MAX_STEPS
 from .adapters import LoraAdapters
 from .base import GenerativePipeline
 from .checks import check_eta
@@ -156,7 +157,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
         self, num_inference_steps: int, timesteps: Any, sigmas: Any, eta: float, output_type: str, callback: Any, tensors: Sequence[str]
     ) -> None:
         """Raises ValueError or TypeError on a grid, an eta, an output type or a callback that cannot work."""
-        check_count("num_inference_steps", num_inference_steps)
+        check_count("num_inference_steps", num_inference_steps, most=MAX_STEPS)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
         check_eta(eta)

@@ -321,6 +321,19 @@ def _explicit_sigmas(p: Parameterization, sigmas: Sequence[float], o: GridOption
     return np.array([time_of_sigma(p, s) for s in values])
 
 
+MAX_STEPS = 100_000  # a hundred times what networks were trained with; the coefficients of 10^8 steps are gigabytes
+
+
+def check_steps(num_inference_steps: int | None) -> None:
+    """Raises ValueError for a number of steps that no grid is laid for; before anything of its length is made."""
+    if num_inference_steps is None:
+        return
+    if num_inference_steps < 1:
+        raise ValueError(f"set_timesteps: num_inference_steps = {num_inference_steps}; give at least 1.")
+    if num_inference_steps > MAX_STEPS:
+        raise ValueError(f"set_timesteps: num_inference_steps = {num_inference_steps}; give at most {MAX_STEPS:,}.")
+
+
 def make_grid(
     p: Parameterization,
     num_inference_steps: int | None = None,
@@ -347,8 +360,7 @@ def make_grid(
     given = [len(v) for v in (timesteps, sigmas) if v is not None]
     if num_inference_steps is None and not given:
         raise ValueError("set_timesteps: give num_inference_steps, timesteps or sigmas.")
-    if num_inference_steps is not None and num_inference_steps < 1:
-        raise ValueError(f"set_timesteps: num_inference_steps = {num_inference_steps}; give at least 1.")
+    check_steps(num_inference_steps)
     ends_in_zero = sigmas is not None and len(sigmas) > 0 and float(sigmas[-1]) == 0.0
     counts = {len(timesteps)} if timesteps is not None else set()
     counts |= {len(sigmas) - ends_in_zero} if sigmas is not None else set()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..processes.config import NETWORK_KEYS, check_config_keys
 from ..processes.discrete_vp import DiscreteVPPath
-from ..processes.grids import GridOptions, make_grid, sigma_of_level
+from ..processes.grids import GridOptions, check_steps, make_grid, sigma_of_level
 from ..processes.level import Level
 from ..processes.linear import LinearPath
 from ..processes.parameterization import FIELD_NAMES, Affine, Parameterization
@@ -609,8 +609,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
         explicit = {k: [float(x) for x in v] for k, v in explicit.items() if v is not None}
         if len(explicit) > 1 or bool(explicit) == (lay["num_inference_steps"] is not None):
             raise ValueError("BridgedScheduler.set_timesteps: give exactly one of num_inference_steps, timesteps and sigmas.")
-        if lay["num_inference_steps"] is not None and lay["num_inference_steps"] < 1:
-            raise ValueError(f"BridgedScheduler.set_timesteps: num_inference_steps = {lay['num_inference_steps']}; give at least 1.")
+        check_steps(lay["num_inference_steps"])
         flow = self._hosting.levels == "flow"
         inner = self._build(p, lay["mu"], unshifted=flow and "timesteps" in explicit)
         takes = inspect.signature(inner.set_timesteps).parameters

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..processes.discrete_vp import DiscreteVPPath
-from ..processes.grids import Grid, GridOptions
+from ..processes.grids import Grid, GridOptions, check_steps
 from ..processes.level import Level
 from ..processes.ve import VEPath
 from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin, SchedulerOutput, Stage, combine, owned
@@ -140,7 +140,8 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
                 "solver, or say rule='lcm' or 'tcd' if the network was distilled so.",
                 stacklevel=2,
             )
-        if num_inference_steps is not None and num_inference_steps >= 1 and timesteps is None and sigmas is None:
+        check_steps(num_inference_steps)
+        if num_inference_steps is not None and timesteps is None and sigmas is None:
             n = int(num_inference_steps)
             if rule != "consistency" and isinstance(p.path, DiscreteVPPath):
                 timesteps = self._distilled_nodes(n)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..processes.discrete_vp import DiscreteVPPath
-from ..processes.grids import make_grid
+from ..processes.grids import check_steps, make_grid
 from ..processes.level import Level
 from .base import VP_NETWORK, GaussianScheduler, SchedulerMixin
 
@@ -98,6 +98,7 @@ class MultistepScheduler(GaussianScheduler, SchedulerMixin):
         mu: float | None = None,
     ) -> None:
         """Lay the grid and compute every coefficient of the steps on it; arguments and errors as in `GaussianScheduler.set_timesteps`."""
+        check_steps(num_inference_steps)
         discrete = isinstance(self.parameterization.path, DiscreteVPPath)
         if discrete and num_inference_steps is not None and timesteps is None and sigmas is None:
             timesteps, sigmas = self._discrete_nodes(int(num_inference_steps))

@@ -493,6 +493,7 @@ BAD = {
     "no label": ({"class_labels": []}, ValueError, "empty"),
     "batch and labels": ({"class_labels": [0, 1], "batch_size": 3}, ValueError, "batch_size is 3 and class_labels ask for 2"),
     "steps": ({"num_inference_steps": 0}, ValueError, "num_inference_steps"),
+    "absurd steps": ({"num_inference_steps": 10**8}, ValueError, "at most 100,000"),
     "two grids": ({"timesteps": [1], "sigmas": [1.0]}, ValueError, "not both"),
     "eta": ({"eta": 2.0}, ValueError, "eta"),
     "output": ({"output_type": "jpg"}, ValueError, "pil, np, pt, latent"),

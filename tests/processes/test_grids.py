@@ -130,6 +130,7 @@ def test_time_of_sigma_inverts_sigma_of_level():
         ({}, "give num_inference_steps, timesteps or sigmas"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"num_inference_steps": 1001}, "at most 1000"),
+        ({"num_inference_steps": 10**8}, "num_inference_steps = 100000000; give at most 100,000"),
         ({"num_inference_steps": 3, "timesteps": [1, 0]}, "disagree"),
         ({"timesteps": [0, 1]}, "fall strictly"),
         ({"timesteps": [5, 5]}, "fall strictly"),

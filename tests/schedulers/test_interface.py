@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from diffusers import schedulers as D
 from torch.testing import assert_close
 
 import gen_pipelines
+from gen_pipelines.pipelines.hosting import host_scheduler
 from gen_pipelines.processes import DiscreteVPPath, LinearPath, Parameterization, SubVPPath
 from gen_pipelines.processes.config import DIFFUSERS_KEYS, OUR_KEYS
 from gen_pipelines.schedulers import SCHEDULERS
@@ -36,6 +38,20 @@ def states(scheduler, network, x, generator=None):
         x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, generator=generator).prev_sample
         out.append(x)
     return out
+
+
+@pytest.mark.parametrize("cls", [*SCHEDULERS.values(), D.DDIMScheduler, D.DPMSolverMultistepScheduler], ids=lambda cls: cls.__module__)
+@pytest.mark.parametrize("network", ["ddpm_eps", "sd3_flow"])
+def test_absurd_numbers_of_steps_are_refused_before_anything_is_made(cls, network):
+    p, grid = NETWORKS[network]
+    scheduler = host_scheduler(cls(), p).bind(p, grid)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="num_inference_steps = 100000000; give at most 100,000"):
+            scheduler.set_timesteps(10**8)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 @EVERY

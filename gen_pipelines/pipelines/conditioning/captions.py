@@ -165,12 +165,14 @@ def _check_words(name: str, words: Any) -> None:
         raise TypeError(f"{name} must hold strings only; number {wrong[0][0]} is of type {wrong[0][1]}.")
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises TypeError or ValueError unless `value` is a whole number (of Python or NumPy) of at least `least`."""
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises TypeError or ValueError unless `value` is a whole number (of Python or NumPy) of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value}.")
 
 
 def shape_of(value: Any) -> str:
