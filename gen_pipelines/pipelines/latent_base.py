@@ -299,6 +299,64 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             conditions["uncond"] = conditions["cond"].map(torch.zeros_like)
         return {name: condition.repeat(captions.num_images_per_prompt) for name, condition in _alike(conditions).items()}
 
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        *,
+        prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_3: str | Sequence[str] | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        max_sequence_length: int | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """What the text encoders say of captions: given to a call under these names, it draws the picture of the captions.
+
+        Args:
+            prompt, negative_prompt, prompt_2 and so on, clip_skip, max_sequence_length: as in the call.
+            device: where the captions are encoded; by default where the pipeline runs.
+            num_images_per_prompt: how often each caption is repeated, next to each other; the call then takes each as a prompt of its own.
+            do_classifier_free_guidance: False leaves out the negative half, which is None then.
+        Returns: as diffusers' pipelines of the same networks do:
+            (prompt_embeds, negative_prompt_embeds), each (B, L, D); after these, where the network is told a pooled vector (Stable
+            Diffusion XL and 3, Flux), (pooled_prompt_embeds, negative_pooled_prompt_embeds), each (B, P);
+            where it is told which tokens are text (PixArt, and with it bundled:emoji), (prompt_embeds, prompt_attention_mask,
+            negative_prompt_embeds, negative_prompt_attention_mask), the masks (B, L).
+        Raises:
+            ValueError, TypeError: an argument makes no sense.
+        """
+        negatives = (negative_prompt, negative_prompt_2, negative_prompt_3, negative_prompt_embeds, negative_pooled_prompt_embeds,
+                     negative_prompt_attention_mask)  # fmt: skip
+        negative, negative_2, negative_3, negative_embeds, negative_pooled, negative_mask = (
+            negatives if do_classifier_free_guidance else (None,) * len(negatives)
+        )
+        captions = Captions(
+            prompt, prompt_2, prompt_3, negative, negative_2, negative_3, prompt_embeds, negative_embeds, pooled_prompt_embeds,
+            negative_pooled, prompt_attention_mask, negative_mask, num_images_per_prompt, clip_skip, max_sequence_length,
+        )  # fmt: skip
+        encoding = text_encoding(self)
+        captions.check(encoding)
+        device = self._execution_device if device is None else torch.device(device)
+        conditions = self.encode_captions(captions, do_classifier_free_guidance, device)
+        part = lambda name: [getattr(conditions[half], name) if half in conditions else None for half in ("cond", "uncond")]
+        if encoding.pooled:
+            return (*part("embeds"), *part("pooled"))
+        if is_a(unwrap(self.denoiser), "PixArtTransformer2DModel"):
+            (cond, uncond), (mask, negative_mask) = part("embeds"), part("mask")
+            return cond, mask, uncond, negative_mask
+        return tuple(part("embeds"))
+
     def with_guidance(self, conditions: dict[str, TextCondition], guidance_scale: Any) -> dict[str, TextCondition]:
         """Adds the guidance scale for the networks that are told it."""
         if not self.is_told_guidance:
