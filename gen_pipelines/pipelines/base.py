@@ -127,6 +127,8 @@ class GenerativePipeline(DiffusionPipeline):
         super().register_modules(**modules)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scheduler" and value is None and self.__dict__.get("scheduler") is not None:
+            raise TypeError(f"{type(self).__name__}.scheduler: None draws nothing; assign one of gen_pipelines.schedulers or of diffusers.")
         if name == "scheduler" and value is not None:
             value = self._bound_scheduler(value)
         super().__setattr__(name, value)

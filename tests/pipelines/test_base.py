@@ -240,6 +240,13 @@ def test_a_scheduler_s_class_is_told_from_an_object(pipe):
         pipe.scheduler = DDIMScheduler
 
 
+def test_a_scheduler_is_not_taken_away(pipe):
+    before = pipe.scheduler
+    with pytest.raises(TypeError, match="None draws nothing; assign one of gen_pipelines.schedulers"):
+        pipe.scheduler = None
+    assert pipe.scheduler is before
+
+
 def test_numbers_of_numpy_are_numbers(pipe):
     plain = draw(pipe, guidance_scale=2.0, eta=0.0)
     assert np.array_equal(plain, draw(pipe, steps=np.int64(3), guidance_scale=np.float32(2.0), eta=np.float32(0.0)))
