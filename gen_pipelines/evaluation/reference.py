@@ -102,19 +102,19 @@ class Reference:
             ValueError: no such data set, split or column, or no picture of a class; the message lists what there is.
         """
         image_column = image_column or _first_column(name, split)
-        if label_column is None and _is_number(load_rows(DataConfig(name, split, image_column)), "label"):
+        if label_column is None and _is_number(_load_rows(DataConfig(name, split, image_column)), "label"):
             label_column = "label"
         config = DataConfig(
             name, split, image_column, text_column, label_column, resolution=resolution, channels=channels, background=background
         )
         if classes is not None and label_column is None:
             raise ValueError(f"classes: {name} has no column of labels; name it (--label-column).")
-        rows = load_rows(config)
+        rows = _load_rows(config)
         others = None
         if held_out_split is not None:
             if held_out_split == split:
                 raise ValueError(f"held_out_split: it is the split {split!r} itself; real pictures beside it must be others.")
-            others = load_rows(dataclasses.replace(config, split=held_out_split))
+            others = _load_rows(dataclasses.replace(config, split=held_out_split))
         else:
             for candidate in ("test", "validation", "train"):
                 if candidate != split and (others := _try(dataclasses.replace(config, split=candidate))) is not None:
@@ -224,17 +224,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GEN_PIPELINES_CACHE", "~/.cache/gen_pipelines")).expanduser()
 
 
+def _load_rows(config: DataConfig) -> Any:
+    """`load_rows`, whose errors name the options of `evaluate` in place of a recipe's settings."""
+    try:
+        return load_rows(config)
+    except ValueError as error:
+        text = re.sub(r" data\.\w+=null does without, where the task can\.", "", str(error)).replace("data.name", "--dataset")
+        raise ValueError(re.sub(r"\bdata\.(\w+)_column\b", r"--\1-column", text)) from None
+
+
 def _first_column(name: str, split: str) -> str:
     """"image", or the only column that holds pictures."""
     try:
-        load_rows(DataConfig(name, split))
+        _load_rows(DataConfig(name, split))
         return "image"
     except ValueError as error:
         if "has no column 'image'" not in str(error):
             raise
         for column in re.findall(r"[\w.-]+", str(error).rpartition("its columns:")[2]):
             try:
-                load_rows(DataConfig(name, split, column))
+                _load_rows(DataConfig(name, split, column))
                 return column
             except ValueError:
                 continue
@@ -250,7 +259,7 @@ def _is_number(rows: Any, column: str) -> bool:
 def _try(config: DataConfig) -> Any:
     """A split's rows, None where there is no such split."""
     try:
-        return load_rows(config)
+        return _load_rows(config)
     except ValueError as error:
         if "cannot read the split" not in str(error):
             raise

@@ -277,6 +277,14 @@ def test_held_out_pictures_are_not_in_the_reference(digits, tmp_path):
     alone = Reference.open(str(tmp_path), resolution=28, channels=1)  # one split: a sixth of it stands beside
     assert not set(alone.reference.indices) & set(alone.held_out.indices) and len(alone.held_out) == 50
     assert alone.held_out_name == "50 rows of train"
+    nowhere = ("./nothing", "--dataset: the folder ./nothing does not exist")
+    for wrong, says in (nowhere, (str(tmp_path), "--dataset: cannot read the split 'x'")):
+        with pytest.raises(ValueError, match=says):
+            Reference.open(wrong, "x", resolution=28, channels=1)
+    with pytest.raises(ValueError, match="^--image-column: .* has no column 'photo'; its columns: [^.]*\\.$"):
+        Reference.open(str(tmp_path), resolution=28, channels=1, image_column="photo")
+    with pytest.raises(ValueError, match="^--text-column: .* has no column 'caption'; its columns: [^.]*\\.$"):
+        Reference.open(str(tmp_path), resolution=28, channels=1, text_column="caption")
     with pytest.raises(ValueError, match="it is the split 'train' itself"):
         Reference.open(str(tmp_path), held_out_split="train", resolution=28, channels=1)
 
