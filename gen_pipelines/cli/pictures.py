@@ -26,19 +26,22 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("prompts", "class_labels"), list),
 }
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")  # of a file; not of a folder such as v1.5
 
 
 def is_file_name(out: str | Path) -> bool:
     """Whether `--out` names one picture (`apple.png`) rather than a folder.
 
     Raises:
-        ValueError: it names a picture in another format, which could not hold the settings.
+        ValueError: it names a picture in another format, which could not hold the settings, or another kind of file.
     """
     path = Path(out)
     if path.is_dir():
         return False
     if path.suffix.lower() in _OTHER_FORMATS:
         raise ValueError(f"--out {out}: pictures are written as PNG, which holds the settings that drew them; name a .png file or a folder")
+    if _ENDING.fullmatch(path.suffix) and path.suffix.lower() != ".png" and not str(out).endswith(("/", os.sep)):
+        raise ValueError(f"--out {out}: {path.suffix} is no ending of pictures; name a .png file or a folder ({out}/ is one)")
     return path.suffix.lower() == ".png"
 
 

@@ -106,6 +106,7 @@ def test_module_runs_as_a_command():
         (["generate", "--model", "."], "is no pipeline: it has no model_index.json"),
         (["edit", "--model", ".", "--walk", "3", "--out", "walk.png"], "is no pipeline: it has no model_index.json"),
         (["generate", "a cat", "--out", "cat.jpg"], "pictures are written as PNG"),
+        (["generate", "a cat", "--out", "cat.txt"], "--out cat.txt: .txt is no ending of pictures; name a .png file"),
         (["generate", "a cat", "a dog", "--out", "pets.png"], "one file cannot take 2 pictures"),
         (["generate", "--prompts-file", "nothing.txt"], "--prompts-file nothing.txt: No such file"),
         (["generate", "--like", "nothing.png"], "nothing.png: no such picture"),

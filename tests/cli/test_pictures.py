@@ -84,6 +84,11 @@ def test_out_is_a_file_or_a_folder(tmp_path):
     assert pictures.is_file_name("new/apple.PNG")
     assert not pictures.is_file_name("new/v1.5")
     assert not pictures.is_file_name(tmp_path / "folder.png")
+    (tmp_path / "mine.txt").mkdir()
+    assert not pictures.is_file_name(tmp_path / "mine.txt") and not pictures.is_file_name("new/x.txt/")
+    for name in ("x.txt", "new/apple.JSON", "x.pdf"):
+        with pytest.raises(ValueError, match=r"is no ending of pictures; name a \.png file or a folder"):
+            pictures.is_file_name(name)
 
 
 def test_check_writable_creates_nothing(tmp_path):
