@@ -108,11 +108,11 @@ class Group:
 
     @property
     def best(self) -> dict[str, set[float]]:
-        """For each column that has a better way, the best mean."""
+        """For each column that has a better way, the best mean; none where all are equal."""
         found = {}
         for column in COLUMNS:
             values = [mean for row in self.rows if row.is_ranked and (mean := row.mean(column)) is not None]
-            if column.better and len(values) > 1:
+            if column.better and len(set(values)) > 1:
                 found[column.key] = {min(values) if column.better == "low" else max(values)}
         return found
 

@@ -88,6 +88,13 @@ def test_the_best_is_first_and_bold_and_what_is_not_finite_is_neither():
     assert "1.200 ± 0.010 (elbo)" in markdown(groups)
 
 
+def test_a_column_of_equals_has_no_best():
+    group = compare([result("a"), result("b"), result("c")])[0]
+    assert group.best == {} and "**" not in markdown([group])
+    group = compare([result("a"), result("b"), result("c", metrics__frechet_distance=0.5)])[0]
+    assert group.best == {"frechet_distance": {0.5}} and markdown([group]).count("**") == 2
+
+
 def test_the_table_cannot_be_broken_by_a_name(tmp_path):
     text = markdown(compare([result("a|b\n<script>alert(1)</script>")]))
     assert "a\\|b &lt;script>" in text
