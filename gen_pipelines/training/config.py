@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -201,14 +202,23 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(settings, dict):
             raise ValueError(f"{path}: a recipe is a mapping of settings, this is a {type(settings).__name__}.")
+        before = copy.deepcopy(settings)
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator or not key:
                 raise ValueError(f"override {override!r}: write it as key=value, for example loop.steps=100.")
             _set(settings, key.split("."), yaml.safe_load(value))
+        _drop_other_data(settings, before, {override.partition("=")[0] for override in overrides})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return build(Recipe, settings, str(path))
+
+
+def _drop_other_data(settings: dict[str, Any], before: dict[str, Any], overridden: set[str]) -> None:
+    """Takes `card.data` away where the data are not those that the recipe's author described: the card names the data set instead."""
+    name = lambda of: of["data"].get("name") if isinstance(of.get("data"), dict) else None
+    if name(settings) != name(before) and isinstance(settings.get("card"), dict) and not overridden & {"card", "card.data"}:
+        settings["card"].pop("data", None)
 
 
 def build(cls: type, settings: dict[str, Any], where: str) -> Any:
