@@ -39,6 +39,7 @@ _EXPORTS: dict[str, str] = {
     "VQVAEModel": ".models.autoencoders.vq_vae",
     "ScoreUNetModel": ".models.denoisers.score_unet",
     "EDM2UNetModel": ".models.denoisers.edm2_unet",
+    "HDiTModel": ".models.denoisers.hdit",
     "KDiffusionUNetModel": ".models.denoisers.k_diffusion_unet",
     "PixelCNNPrior": ".models.priors.pixel_cnn",
     "PixelSNAILPrior": ".models.priors.pixel_snail",

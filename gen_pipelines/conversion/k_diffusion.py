@@ -1,15 +1,14 @@
-"""k-diffusion's `image_v1`: training checkpoints (`.pth`) and the slim safetensors that its script makes of them.
+"""k-diffusion's `image_v1` and `image_transformer_v2`: training checkpoints (`.pth`) and the slim safetensors made of them.
 
 Keys and shapes give the network; its configuration (JSON), which lies in the checkpoint or in the header of the safetensors, gives
 sigma_data, the range of the noise, the size of the pictures, and how many channels are theirs.
 
-References: https://github.com/crowsonkb/k-diffusion; Karras et al. 2022, https://arxiv.org/abs/2206.00364
+References: https://github.com/crowsonkb/k-diffusion; Karras et al. 2022, https://arxiv.org/abs/2206.00364; Crowson et al. 2024,
+https://arxiv.org/abs/2401.11605
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.denoisers.hdit import HDiTModel
 from ..models.denoisers.k_diffusion_unet import TAPS, KDiffusionUNetModel
 from ..models.layers.upfirdn import fir_filter
 from ..pipelines.diffusion_image import DiffusionImagePipeline
@@ -25,8 +25,10 @@ from ..processes.edm import EDMPath
 from ..processes.parameterization import Parameterization
 from ..schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
 from .base import Component, Format, Plan
+from .k_diffusion_config import configuration
+from .k_diffusion_hdit import NEEDED, hdit_config, hdit_recipe, hdit_settings
 from .keys import below, get, numbered
-from .reader import Checkpoint, plain, tensors
+from .reader import Checkpoint, tensors
 from .unet_layout import Recipe
 
 __all__ = ["KDiffusion", "network_config", "recipe_of"]
@@ -34,8 +36,8 @@ __all__ = ["KDiffusion", "network_config", "recipe_of"]
 _AUGMENTATIONS = 9  # numbers that say how a training picture was augmented
 _WRAPPER = "inner_model."
 _NEEDED = ("timestep_embed.weight", "mapping.0.weight", "proj_in.weight", "proj_out.weight", "u_net.d_blocks.0.1.main.0.mapper.weight")
-# of the transformers, version 1 and 2
-_TRANSFORMERS = ("patch_in.proj.weight", "time_emb.weight")
+# of the transformer of one level, version 1, which is not converted
+_FIRST_TRANSFORMER = ("in_proj.weight", "time_emb.weight", "aug_emb.weight", "mapping.in_norm.scale")
 _BLOCK = {"main.0.mapper": "norm_1.linear", "main.2": "conv_1", "main.4.mapper": "norm_2.linear", "main.6": "conv_2", "skip": "shortcut"}
 _ATTENTION = {"norm_in.mapper": "norm.linear", "qkv_proj": "qkv", "out_proj": "out"}
 _OTHERS = {"model": "the weights of the last step", "model_ema": "the averaged weights"}
@@ -77,23 +79,23 @@ class KDiffusion(Format):
     def matches(self, checkpoint: Checkpoint) -> float:
         for place in _places(checkpoint):
             state = _network(checkpoint, place)
-            if all(key in state for key in _NEEDED):
+            if any(all(key in state for key in keys) for keys in (_NEEDED, NEEDED)):
                 return 1.0
-            if all(key in state for key in _TRANSFORMERS):
+            if all(key in state for key in _FIRST_TRANSFORMER):
                 return 0.9
         return 0.0
 
     def plan(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Plan:
         place = _chosen(checkpoint, options.get("weights"))
         state, prefix = _network(checkpoint, place), _prefix(checkpoint, place)
-        if all(key in state for key in _TRANSFORMERS):
-            raise ValueError(f"{checkpoint.path.name} is a transformer of k-diffusion (HDiT, image_transformer_v1 or _v2), which is not "
-                             "converted; its U-Net image_v1 is.")  # fmt: skip
-        if missing := [key for key in _NEEDED if key not in state]:
-            raise ValueError(f"{checkpoint.path.name} is no U-Net of k-diffusion: it has no {missing[0]}.")
-        if cross := [key for key in state if ".kv_proj." in key]:
-            raise ValueError(f"{checkpoint.path.name}: its U-Net attends to a second sequence ({cross[0]}), which is not converted.")
-        settings = _settings(checkpoint, options, state, prefix.endswith(_WRAPPER))
+        if all(key in state for key in _FIRST_TRANSFORMER):
+            raise ValueError(f"{checkpoint.path.name} is k-diffusion's image_transformer_v1, which is not converted; its U-Net image_v1 "
+                             "and its hourglass transformer image_transformer_v2 are.")  # fmt: skip
+        hourglass = all(key in state for key in NEEDED)
+        if hourglass:
+            settings = hdit_settings(*configuration(checkpoint, options.get("config"), "image_transformer_v2"), state)
+        else:
+            settings = self._unet_settings(checkpoint, options, state, prefix)
         kind = options.get("condition")
         if settings.condition and kind not in ("classes", "vector"):
             raise ValueError(
@@ -102,29 +104,45 @@ class KDiffusion(Format):
             )
         if kind is not None and not settings.condition:
             raise ValueError(f"condition = {kind!r}, but the network takes no vector besides the time (mapping_cond_dim).")
-        config = network_config(state, settings, kind == "classes")
-        recipe, unused = recipe_of(state, settings, kind == "classes")
-        alone = bool(settings.given_channels) or kind == "vector"
-        plan = Plan(self.name, None if alone else DiffusionImagePipeline, {})
-        plan.components["unet"] = Component(KDiffusionUNetModel, config, lambda: recipe.state(state))
+        classes = kind == "classes"
+        if hourglass and classes and settings.classes is not None:
+            raise ValueError("condition = 'classes', but the network has classes (class_emb) besides the vector; give condition=vector.")
+        alone = kind == "vector" or (not hourglass and bool(settings.given_channels))
+        plan, unused = Plan(self.name, None if alone else DiffusionImagePipeline, {}), {}
+        if hourglass:
+            network, config, recipe = HDiTModel, hdit_config(state, settings, classes), hdit_recipe(state, settings, classes)
+        else:
+            network, config = KDiffusionUNetModel, network_config(state, settings, classes)
+            recipe, unused = recipe_of(state, settings, classes)
+        plan.components["unet"] = Component(network, config, lambda: recipe.state(state))
         plan.used = recipe.used("unet", {key: prefix + key for key in state})
         plan.dropped = {prefix + key: why for key, why in unused.items()}
         for name, value in checkpoint.tree.items() if place else ():
             if name != place:
                 plan.dropped[str(name) if isinstance(value, Tensor) else f"{name}.*"] = _OTHERS.get(name, "for training only")
-        network = Parameterization(EDMPath(settings.sigma_min, settings.sigma_max), "edm", sigma_data=settings.sigma_data)
+        preconditioned = Parameterization(EDMPath(settings.sigma_min, settings.sigma_max), "edm", sigma_data=settings.sigma_data)
         plan.notes.append(f"EDM's preconditioning with sigma_data {settings.sigma_data:g}, sigma from {settings.sigma_min:g} to "
                           f"{settings.sigma_max:g}")  # fmt: skip
-        if settings.variance:
+        if not hourglass and settings.variance:
             plan.notes.append("the last row of proj_out, which estimates the variance of the error while it trains, was left out")
         if alone:
             plan.notes.append("a network alone: what it is given besides the noisy picture has no place in a pipeline")
             return plan
         plan.objects["scheduler"] = DPMSolverMultistepScheduler(
             solver_order=2, solver_type="heun", use_karras_sigmas=True, lower_order_final=False
-        ).bind(network)  # fmt: skip
+        ).bind(preconditioned)  # fmt: skip
         plan.init["default_num_inference_steps"] = _STEPS
+        if hourglass and settings.null:
+            plan.init["null_class"] = settings.classes - 1
         return plan
+
+    @staticmethod
+    def _unet_settings(checkpoint: Checkpoint, options: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> _Settings:
+        if missing := [key for key in _NEEDED if key not in state]:
+            raise ValueError(f"{checkpoint.path.name} is no U-Net of k-diffusion: it has no {missing[0]}.")
+        if cross := [key for key in state if ".kv_proj." in key]:
+            raise ValueError(f"{checkpoint.path.name}: its U-Net attends to a second sequence ({cross[0]}), which is not converted.")
+        return _settings(checkpoint, options, state, prefix.endswith(_WRAPPER))
 
 
 # ------------------------------------------------------------------------------------------------------------------ where the network lies
@@ -162,64 +180,24 @@ def _network(checkpoint: Checkpoint, place: str) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------------------- its configuration
 
 
-def _json(checkpoint: Checkpoint, given: Any) -> dict[str, Any]:
-    """The section "model" of the configuration.
-
-    Raises:
-        ValueError: there is none, or it is of another kind of network.
-    """
-    content = given
-    if content is None and checkpoint.container == "safetensors" and "config" in checkpoint.metadata:
-        try:
-            content = json.loads(checkpoint.metadata["config"])
-        except ValueError:
-            raise ValueError(f"{checkpoint.path.name}: the configuration in its header is not valid JSON; give --config FILE.") from None
-    if content is None and isinstance(checkpoint.tree, dict):
-        content = plain(checkpoint.tree.get("config"))
-    if content is None:
-        raise ValueError(f"{checkpoint.path.name} does not hold its configuration (sigma_data, sizes, ...): give the JSON file of the "
-                         "training by --config FILE.")  # fmt: skip
-    model = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping):
-        raise ValueError('config: no section "model" there; give the JSON file of the training.')
-    if model.get("type") != "image_v1":
-        raise ValueError(f"config: the network is of type {model.get('type')!r}, and the weights are those of 'image_v1'.")
-    return dict(model)
-
-
 def _settings(checkpoint: Checkpoint, options: Mapping[str, Any], state: Mapping[str, Tensor], wrapped: bool) -> _Settings:
     """What the configuration says, where the shapes do not contradict it.
 
     Raises:
         ValueError: they do, or something is missing; the message names it.
     """
-    said = _json(checkpoint, options.get("config"))
-
-    def number(key: str, usual: float | None = None, least: float = 0.0) -> float:
-        value = said.get(key, usual)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
-            raise ValueError(f"config: model.{key} = {value!r}; it must be a number of at least {least:g}.")
-        return value
-
-    def flag(key: str, usual: bool) -> bool:
-        value = said.get(key, usual)
-        if not isinstance(value, bool):
-            raise ValueError(f"config: model.{key} = {value!r}; it must be true or false.")
-        return value
-
-    sizes = said.get("input_size")
-    if not isinstance(sizes, (list, tuple)) or len(sizes) != 2 or sizes[0] != sizes[1] or not isinstance(sizes[0], int):
-        raise ValueError(f"config: model.input_size = {sizes!r}; pipelines draw squares: it must be twice the same whole number.")
-    augmented = flag("augment_wrapper", True)
+    said, _ = configuration(checkpoint, options.get("config"), "image_v1")
+    augmented = said.flag("augment_wrapper", True)
     if augmented != wrapped:
         raise ValueError(f"config: model.augment_wrapper is {str(augmented).lower()}, but the keys are those of a network with"
                          f"{'' if wrapped else 'out'} it.")  # fmt: skip
     settings = _Settings(
-        sizes[0], int(number("input_channels", least=1)), int(number("unet_cond_dim", 0)), int(number("patch_size", 1, least=1)),
-        float(number("sigma_data", 1.0)), float(number("sigma_min")), float(number("sigma_max")), int(number("skip_stages", 0)), augmented,
-        int(number("mapping_cond_dim", 0)), flag("has_variance", False), float(number("dropout_rate", 0.0)),
+        said.size(), int(said.number("input_channels", least=1)), int(said.number("unet_cond_dim", 0)),
+        int(said.number("patch_size", 1, least=1)), float(said.number("sigma_data", 1.0)), float(said.number("sigma_min")),
+        float(said.number("sigma_max")), int(said.number("skip_stages", 0)), augmented,
+        int(said.number("mapping_cond_dim", 0)), said.flag("has_variance", False), float(said.number("dropout_rate", 0.0)),
     )  # fmt: skip
-    if number("cross_cond_dim", 0):
+    if said.number("cross_cond_dim", 0):
         raise ValueError("config: model.cross_cond_dim is not 0, but the weights attend to no second sequence.")
     levels = len(numbered(state, r"u_net\.d_blocks\.(\d+)\."))
     seen = {

@@ -246,6 +246,7 @@ _CALLERS: dict[str, Callable[[nn.Module, Tensor, Tensor | float, Condition | Non
     "ScoreUNetModel": _unet_2d,
     "EDM2UNetModel": _unet_2d,
     "KDiffusionUNetModel": _unet_2d,
+    "HDiTModel": _unet_2d,
     "UNet2DConditionModel": _unet_2d_condition,
     "PixArtTransformer2DModel": _pixart,
     "DiTTransformer2DModel": _dit,

@@ -108,7 +108,7 @@ _FLOW_MODELS = {model: name for name, c in CONVENTIONS.items() if c.parameteriza
 # what this library trains as a flow: the network is given the scheduler's own time
 _ANY_PATH = frozenset(
     ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "HunyuanDiT2DModel", "Transformer2DModel",
-     "ScoreUNetModel", "EDM2UNetModel", "KDiffusionUNetModel", "ADMUNet2DModel")
+     "ScoreUNetModel", "EDM2UNetModel", "KDiffusionUNetModel", "HDiTModel", "ADMUNet2DModel")
 )  # fmt: skip
 _REFUSED = {
     "CosmosTransformer3DModel": "its pipeline preconditions on the linear path (c_in = c_skip = 1 - t, c_out = -t)",

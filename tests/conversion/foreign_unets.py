@@ -1,4 +1,4 @@
-"""The U-Nets of score_sde_pytorch, EDM and EDM2, said again as functions of their weights by name.
+"""The networks of score_sde_pytorch, EDM, EDM2 and k-diffusion, said again as functions of their weights by name.
 
 Whoever runs one gets its weights too: they are drawn when they are first asked for, under the name and in the shape of the foreign layout.
 """
@@ -365,3 +365,129 @@ class KImage:
             x = self.double(x) if i > self.skipped else x
         out = self.affine("proj_out", x, self.channels * self.patch**2 + self.variance, 1, 1)
         return F.pixel_shuffle(out[:, : self.channels * self.patch**2], self.patch)
+
+
+def neighbourhood_attention(q, k, v, size):
+    """One query after the other: q, k, v (B, heads, H, W, E), the window shifted to stay inside."""
+    out = torch.empty_like(v)
+    height, width = q.shape[2:4]
+    for i in range(height):
+        for j in range(width):
+            top, left = (min(max(place - size // 2, 0), length - size) for place, length in ((i, height), (j, width)))
+            keys, values = (x[:, :, top : top + size, left : left + size].flatten(2, 3) for x in (k, v))
+            weights = torch.softmax((keys @ q[:, :, i, j, :, None])[..., 0], -1)
+            out[:, :, i, j] = (weights[..., None] * values).sum(2)
+    return out
+
+
+def window_attention(q, k, v, size, shift):
+    """Query after query again: tokens of one window see each other where no edge of the picture lies between them."""
+    out = torch.empty_like(v)
+    height, width = q.shape[2:4]
+    window = lambda place, length: ((place + shift) % length // size, (place + shift) >= length)
+    places = [(i, j) for i in range(height) for j in range(width)]
+    for i, j in places:
+        seen = [(a, b) for a, b in places if window(a, height) == window(i, height) and window(b, width) == window(j, width)]
+        a, b = torch.tensor(seen).T
+        weights = torch.softmax((k[:, :, a, b] @ q[:, :, i, j, :, None])[..., 0], -1)
+        out[:, :, i, j] = (weights[..., None] * v[:, :, a, b]).sum(2)
+    return out
+
+
+class HourglassTransformer:
+    """k-diffusion's image_transformer_v2, by its keys; `attention` has (type, size, channels of a head) of every level."""
+
+    def __init__(self, weights, *, widths, layers, attention, mapping=32, mapping_layers=2, channels=3, patch=2, classes=0, condition=0):
+        self.w, self.widths, self.layers, self.attention, self.mapping = weights, widths, layers, attention, mapping
+        self.mapping_layers, self.channels, self.patch, self.classes, self.condition = mapping_layers, channels, patch, classes, condition
+
+    def linear(self, name, x, out):
+        return x @ self.w(f"{name}.weight", out, x.shape[-1]).T
+
+    @staticmethod
+    def rms(x, scale):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * scale
+
+    def norm(self, name, x):
+        return self.rms(x, 1 + self.linear(f"{name}.norm.linear", self.embedding, x.shape[-1])[:, None, None])
+
+    def gated(self, name, x, hidden, width):
+        up = self.linear(f"{name}.up_proj", x, 2 * hidden)
+        return self.linear(f"{name}.down_proj", up[..., :hidden] * F.gelu(up[..., hidden:]), width)
+
+    def attend(self, name, x, kind, size, head, odd):
+        width, (height, columns) = x.shape[-1], x.shape[1:3]
+        heads = width // head
+        q, k, v = (part.unflatten(-1, (heads, head)).permute(0, 3, 1, 2, 4)
+                   for part in self.linear(f"{name}.qkv_proj", self.norm(name, x), 3 * width).chunk(3, -1))  # fmt: skip
+        scale = self.w.setdefault(f"{name}.scale", torch.linspace(4, 12, heads)).view(-1, 1, 1, 1)
+        freqs = self.w.setdefault(f"{name}.pos_emb.freqs", math.pi * 10 ** torch.rand(heads, head // 8, generator=self.w.generator))
+        centres = lambda count: ((torch.arange(count, dtype=x.dtype) + 0.5) * 2 - count) / max(height, columns)
+        rows, across = (centres(count)[:, None] * freqs[:, None] for count in (height, columns))  # (heads, count, head / 8)
+        angles = torch.cat([rows[:, :, None].expand(-1, -1, columns, -1), across[:, None].expand(-1, height, -1, -1)], -1)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        rotated = []
+        for y in (q, k):
+            y = y / (y.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() * scale.sqrt()
+            z = torch.complex(y[..., : head // 4], y[..., head // 4 : head // 2]) * turn
+            rotated.append(torch.cat([z.real, z.imag, y[..., head // 2 :]], -1))
+        q, k = rotated
+        if kind == "global":
+            h = (torch.softmax(q.flatten(2, 3) @ k.flatten(2, 3).mT, -1) @ v.flatten(2, 3)).view_as(v)
+        elif kind == "neighborhood":
+            h = neighbourhood_attention(q, k, v, size)
+        else:
+            h = window_attention(q, k, v, size, size // 2 if odd else 0)
+        return self.linear(f"{name}.out_proj", h.permute(0, 2, 3, 1, 4).flatten(3), width)
+
+    def level(self, name, x, level, first=0):
+        kind, size, head = self.attention[level]
+        width = x.shape[-1]
+        for j in range(self.layers[level]):
+            if kind != "none":
+                x = x + self.attend(f"{name}.{j}.self_attn", x, kind, size, head, (first + j) % 2 == 1)
+            x = x + self.gated(f"{name}.{j}.ff", self.norm(f"{name}.{j}.ff", x), 2 * width, width)
+        return x
+
+    def fourier(self, name, x):
+        angles = 2 * math.pi * x @ self.w(f"{name}.weight", self.mapping // 2, x.shape[1]).T
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+    @staticmethod
+    def merge(x, side):
+        return torch.cat([x[:, i::side, j::side] for i in range(side) for j in range(side)], -1)
+
+    @staticmethod
+    def split(x, side):
+        out = x.new_empty(len(x), x.shape[1] * side, x.shape[2] * side, x.shape[3] // side**2)
+        for n, part in enumerate(x.chunk(side**2, -1)):
+            out[:, n // side :: side, n % side :: side] = part
+        return out
+
+    def __call__(self, x, sigma, labels=None, vector=None, augmentation=None):
+        augmentation = x.new_zeros(len(x), 9) if augmentation is None else augmentation
+        h = self.linear("time_in_proj", self.fourier("time_emb", sigma.log()[:, None] / 4), self.mapping)
+        h = h + self.linear("aug_in_proj", self.fourier("aug_emb", augmentation), self.mapping)
+        if self.classes:
+            table = self.w("class_emb.weight", self.classes + 1, self.mapping)
+            h = h + table[torch.zeros(len(x), dtype=torch.long) if labels is None else labels]
+        if self.condition:
+            h = h + self.linear("mapping_cond_in_proj", x.new_zeros(len(x), self.condition) if vector is None else vector, self.mapping)
+        h = self.rms(h, self.w("mapping.in_norm.scale", self.mapping))
+        for i in range(self.mapping_layers):
+            name = f"mapping.blocks.{i}"
+            h = h + self.gated(name, self.rms(h, self.w(f"{name}.norm.scale", self.mapping)), 2 * self.mapping, self.mapping)
+        self.embedding = self.rms(h, self.w("mapping.out_norm.scale", self.mapping))
+        x, skips = self.linear("patch_in.proj", self.merge(x.permute(0, 2, 3, 1), self.patch), self.widths[0]), []
+        last = len(self.widths) - 1
+        for i in range(last):
+            x = self.level(f"down_levels.{i}", x, i)
+            skips.append(x)
+            x = self.linear(f"merges.{i}.proj", self.merge(x, 2), self.widths[i + 1])
+        x = self.level("mid_level", x, last)
+        for i in reversed(range(last)):
+            below = self.split(self.linear(f"splits.{i}.proj", x, 4 * self.widths[i]), 2)
+            weight = self.w(f"splits.{i}.fac", 1)
+            x = self.level(f"up_levels.{i}", (1 - weight) * skips.pop() + weight * below, i, self.layers[i])
+        out = self.linear("patch_out.proj", self.rms(x, self.w("out_norm.scale", self.widths[0])), self.channels * self.patch**2)
+        return self.split(out, self.patch).permute(0, 3, 1, 2)

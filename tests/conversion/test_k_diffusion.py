@@ -193,7 +193,3 @@ def test_what_is_not_converted(tmp_path):
         torch.save({**content, "model_ema": less}, tmp_path / "less.pth")
         with pytest.raises(ValueError, match="nothing fills|no place"):
             convert(tmp_path / "less.pth", dry_run=True)
-    hdit = {"patch_in.proj.weight": torch.zeros(8, 12), "time_emb.weight": torch.zeros(4, 1), "merges.0.proj.weight": torch.zeros(2)}
-    torch.save({**content, "model": hdit, "model_ema": hdit}, tmp_path / "hdit.pth")
-    with pytest.raises(ValueError, match="HDiT"):
-        convert(tmp_path / "hdit.pth", dry_run=True)

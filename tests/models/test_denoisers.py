@@ -1,4 +1,4 @@
-"""The U-Nets of score-based models, EDM2 and k-diffusion: sizes, saving, what they start from, magnitudes, how they are called."""
+"""The networks of score-based models, EDM2 and k-diffusion: sizes, saving, what they start from, magnitudes, how they are called."""
 
 import math
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gen_pipelines import DiffusionImagePipeline, EDM2UNetModel, HeunScheduler, KDiffusionUNetModel, Parameterization, ScoreUNetModel
+from gen_pipelines import (
+    DiffusionImagePipeline,
+    EDM2UNetModel,
+    HDiTModel,
+    HeunScheduler,
+    KDiffusionUNetModel,
+    Parameterization,
+    ScoreUNetModel,
+)
 from gen_pipelines.models.calling import ClassCondition, predict
 from gen_pipelines.models.denoisers import edm2_unet, score_unet
 
@@ -21,6 +29,9 @@ MODELS = {
                              "attention_resolutions": (4,), "channels_per_head": 8, "num_class_embeds": 3}),
     "k-diffusion": (KDiffusionUNetModel, {"sample_size": 8, "patch_size": 2, "embedding_channels": 16, "block_out_channels": (8, 16),
                                           "layers_per_block": (1, 2), "attention_levels": (False, True), "num_class_embeds": 3}),
+    "HDiT": (HDiTModel, {"sample_size": 8, "patch_size": 1, "block_out_channels": (8, 16, 16), "layers_per_block": (1, 2, 1),
+                         "attention_types": ("neighborhood", "shifted-window", "global"), "attention_sizes": (3, 2, None),
+                         "attention_head_dims": (8, 8, 16), "mapping_channels": 16, "num_class_embeds": 3}),
 }  # fmt: skip
 
 
