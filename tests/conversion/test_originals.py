@@ -1,8 +1,9 @@
 """Numbers that the original implementations gave, for weights that a formula makes (`fakes.wave`), against the converted networks.
 
 Where they are from: stylegan2-ada-pytorch at d72cc7d, stylegan3 at its main branch of 2021, with their reference operators in float32 on
-a CPU; stylegan and stylegan2 in TensorFlow 1.15.5, their convolutions in NHWC; k-diffusion at 4601bf0. Rows are picture[:, :, 3, ::5] of
-two noises, StyleGAN's truncated by 0.7 (of TensorFlow's networks, in the first three layers).
+a CPU; stylegan and stylegan2 in TensorFlow 1.15.5, their convolutions in NHWC; k-diffusion at 4601bf0, a
+loop over queries in NATTEN's place. Rows are picture[:, :, 3, ::5] of two noises,
+StyleGAN's truncated by 0.7 (of TensorFlow's networks, in the first three layers).
 """
 
 import pytest
@@ -10,7 +11,15 @@ import torch
 from conversion import fakes
 from conversion.checkpoints import k_diffusion, stylegan1_tf, stylegan2_ada, stylegan2_tf, stylegan3
 
-from gen_pipelines import AutoPipeline, KDiffusionUNetModel, StyleGAN2Discriminator, StyleGAN2Generator, StyleGAN3Generator, convert
+from gen_pipelines import (
+    AutoPipeline,
+    HDiTModel,
+    KDiffusionUNetModel,
+    StyleGAN2Discriminator,
+    StyleGAN2Generator,
+    StyleGAN3Generator,
+    convert,
+)
 
 ADA = [
     0.946848, 1.254429, 1.263592, 0.519099, 0.943247, 1.27712, 1.391391, 0.603653, -0.241959, -0.306902, -0.18716, -0.34662,
@@ -32,6 +41,10 @@ TENSORFLOW = {
 K_DIFFUSION = [
     12.976358, 13.221286, 13.226067, 12.811052, -5.606691, -5.780256, -5.778045, -5.373596, -0.690049, -0.616454, -0.625292, -0.952507,
     12.888084, 13.228579, 13.194881, 12.828888, -5.532215, -5.777616, -5.721422, -5.424043, -0.738443, -0.62859, -0.69802, -0.877768,
+]  # fmt: skip
+HOURGLASS = [
+    0.259632, 0.011989, 0.419068, 0.650168, 0.428585, -0.070469, 0.632985, 0.085704, -0.085622, -0.0406, -0.16207, -0.615371,
+    -0.210006, -0.234819, -0.201725, -0.221548, -0.02015, 0.144102, -0.096276, 0.177121, 0.201825, 0.293326, 0.162636, 0.293461,
 ]  # fmt: skip
 
 
@@ -85,6 +98,24 @@ def test_k_diffusions_network():
     time = torch.tensor([0.1, 7.0]).log() / 4
     pictures = unet(2 * fakes.wave((2, 3, 16, 16), 0), time, condition=fakes.wave((2, 9), 2)).sample
     torch.testing.assert_close(row(pictures), torch.tensor(K_DIFFUSION), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_k_diffusions_hourglass_transformer():
+    """At sigma 0.1 and 7, a class and the one that means none, with a vector of augmentations."""
+    network = HDiTModel(
+        sample_size=16, patch_size=2, block_out_channels=(16, 32, 32), layers_per_block=(1, 2, 1), feed_forward_channels=(40, 64, 96),
+        attention_types=("neighborhood", "shifted-window", "global"), attention_sizes=(3, 2, None), attention_head_dims=(16, 16, 8),
+        mapping_channels=32, num_class_embeds=4,
+    ).eval()  # fmt: skip
+    state = network.state_dict()
+    for k, name in enumerate(sorted(state)):
+        fan_in = state[name][0].numel() if state[name].ndim > 1 else 1
+        value = fakes.wave(tuple(state[name].shape), k) * (1.5 / fan_in**0.5 if state[name].ndim > 1 else 1)
+        state[name].copy_(value + 5 if name.endswith("attention.scale") else value)
+    time = torch.tensor([0.1, 7.0]).log() / 4
+    pictures = network(2 * fakes.wave((2, 3, 16, 16), 0), time, torch.tensor([0, 3]), augmentation=fakes.wave((2, 9), 2)).sample
+    torch.testing.assert_close(row(pictures), torch.tensor(HOURGLASS), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("example", TENSORFLOW, ids=["stylegan2", "stylegan1, fused"])
