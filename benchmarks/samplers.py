@@ -31,7 +31,7 @@ from gen_pipelines.schedulers import (
 
 # label: (scheduler, evaluations in a step)
 SAMPLERS: dict[str, tuple[Any, int]] = {
-    "DDIM": (lambda: DDIMScheduler(clip_sample=False), 1),  # clipped, it follows another equation
+    "DDIM": (DDIMScheduler, 1),
     "Euler": (EulerScheduler, 1),
     "flow-matching Euler": (FlowMatchEulerScheduler, 1),
     "Heun": (HeunScheduler, 2),
