@@ -27,6 +27,7 @@ from ..layers.unet_blocks import (
     down_stages,
     heads_of,
 )
+from .base import check_class_labels
 
 __all__ = ["ADMUNet2DModel", "ConfigMixin", "ModelMixin"]
 
@@ -135,9 +136,7 @@ class ADMUNet2DModel(GenerativeModel):
         Raises:
             ValueError: labels are missing, or given to a network without classes.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            problem = "this network has classes; give class_labels" if class_labels is None else "this network has no classes"
-            raise ValueError(f"ADMUNet2DModel: {problem}.")
+        check_class_labels(self, class_labels, self.class_embedding is not None)
         t = torch.as_tensor(timestep, device=sample.device)
         time = self.time_embedding(t.expand(len(sample)) if t.ndim == 0 else t)  # (B, 4 T)
         if class_labels is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import GenerativeModel
 from ..layers.upfirdn import downsample2d, fir_filter, upsample2d
+from .base import check_class_labels
 
 __all__ = ["ConfigMixin", "EDM2UNetModel", "ModelMixin", "edm2", "unit_magnitude"]
 
@@ -251,9 +252,7 @@ class EDM2UNetModel(GenerativeModel):
         Raises:
             ValueError: labels for a network without classes, or none for one with.
         """
-        if (class_labels is None) != (self.embed_class is None):
-            has = "has no classes: leave class_labels out" if self.embed_class is None else "has classes: give class_labels"
-            raise ValueError(f"EDM2UNetModel: this network {has}.")
+        check_class_labels(self, class_labels, self.embed_class is not None)
         config = self.config
         t = torch.as_tensor(timestep, device=sample.device)
         t = t.expand(len(sample)) if t.ndim == 0 else t

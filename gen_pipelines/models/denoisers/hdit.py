@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..base import GenerativeModel
+from .base import check_class_labels
 
 __all__ = ["ATTENTION_TYPES", "Blocks", "ConfigMixin", "HDiTModel", "ModelMixin", "attend_in_blocks", "neighborhoods", "shifted_windows"]
 
@@ -415,9 +416,7 @@ class HDiTModel(GenerativeModel):
         Raises:
             ValueError: labels for a network without classes, or none for one with; a vector for one without; a size that does not fit.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            has = "has no classes: leave class_labels out" if self.class_embedding is None else "has classes: give class_labels"
-            raise ValueError(f"HDiTModel: this network {has}.")
+        check_class_labels(self, class_labels, self.class_embedding is not None)
         for name, given, layer in (("condition", condition, self.condition), ("augmentation", augmentation, self.augmentation)):
             if given is not None and layer is None:
                 raise ValueError(f"HDiTModel: this network has {name}_channels=0; leave {name} out.")

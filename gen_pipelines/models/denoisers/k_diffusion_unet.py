@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import GenerativeModel
 from ..layers.upfirdn import fir_filter, upfirdn2d
+from .base import check_class_labels
 
 __all__ = ["ConfigMixin", "KDiffusionUNetModel", "ModelMixin"]
 
@@ -195,9 +196,7 @@ class KDiffusionUNetModel(GenerativeModel):
         Raises:
             ValueError: labels for a network without classes, or none for one with; a condition for a network without.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            has = "has no classes: leave class_labels out" if self.class_embedding is None else "has classes: give class_labels"
-            raise ValueError(f"KDiffusionUNetModel: this network {has}.")
+        check_class_labels(self, class_labels, self.class_embedding is not None)
         if condition is not None and self.condition is None:
             raise ValueError("KDiffusionUNetModel: this network has condition_channels=0; leave condition out.")
         patch = self.config.patch_size

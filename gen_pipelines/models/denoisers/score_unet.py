@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import GenerativeModel
 from ..layers.upfirdn import downsample2d, fir_filter, upfirdn2d, upsample2d
+from .base import check_class_labels
 
 __all__ = ["ConfigMixin", "ModelMixin", "ScoreUNetModel", "ddpmpp", "ncsnpp", "ncsnpp_large"]
 
@@ -363,9 +364,7 @@ class ScoreUNetModel(GenerativeModel):
         Raises:
             ValueError: labels for a network without classes, or none for one with.
         """
-        if (class_labels is None) != (self.class_embedding is None):
-            has = "has no classes: leave class_labels out" if self.class_embedding is None else "has classes: give class_labels"
-            raise ValueError(f"ScoreUNetModel: this network {has}.")
+        check_class_labels(self, class_labels, self.class_embedding is not None)
         config = self.config
         t = torch.as_tensor(timestep, device=sample.device)
         t = t.expand(len(sample)) if t.ndim == 0 else t
