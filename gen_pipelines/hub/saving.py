@@ -28,6 +28,16 @@ def check_writable(folder: str | Path) -> None:
         raise type(error)(error.errno, error.strerror, str(existing)) from error
 
 
+def readable_as_usual(folder: Path) -> None:
+    """Gives every file in a folder the permissions of any new file; safetensors leaves its own to their owner alone."""
+    with tempfile.TemporaryDirectory(dir=folder) as probe:
+        (new := Path(probe) / "new").touch()
+        mode = new.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 @contextmanager
 def written_at_once(target: str | Path, by_file: bool = False) -> Iterator[Path]:
     """Gives a side folder to write into and moves its content to `target` when the block ends without an error.
@@ -57,6 +67,7 @@ def written_at_once(target: str | Path, by_file: bool = False) -> Iterator[Path]
         content = side / "new"
         content.mkdir()
         yield content
+        readable_as_usual(content)
         if not target.exists():
             os.replace(content, target)
         else:

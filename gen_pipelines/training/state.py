@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..hub.saving import readable_as_usual
+
 _PREFIX = "step-"
 
 
@@ -90,6 +92,7 @@ def save_checkpoint(
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in averages.items()}, side / "averages.safetensors")
     torch.save({"optimizers": optimizers, "ranks": rank_states}, side / "state.pt")
     (side / "checkpoint.json").write_text(json.dumps({"step": step, **about}, indent=2) + "\n")
+    readable_as_usual(side)
     for path in side.iterdir():  # on the disk before the name says that it is whole
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -195,6 +195,16 @@ def test_a_failure_while_moving_brings_the_old_entries_back(tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
+def test_what_is_saved_has_the_permissions_of_any_new_file(pipe, tmp_path):
+    before = os.umask(0o027)
+    try:
+        pipe.save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert modes[".safetensors"] == 0o640 and set(modes.values()) == {0o640}
+
+
 def test_saving_onto_a_file_is_refused(pipe, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="it is a file"):

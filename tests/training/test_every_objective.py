@@ -253,12 +253,12 @@ def test_the_recipes_for_mnist_fit_their_budget(name, digits):  # noqa: F811
 @pytest.mark.parametrize("name", ["consistency_distillation", "reflow"])
 def test_the_recipes_that_need_a_model_take_one(name, stock, digits):  # noqa: F811
     path = Path(__file__).parents[2] / "configs" / "mnist" / f"{name}.yaml"
-    straight = name == "reflow"
-    where = [f"model.start={stock['flow']}", f"data.name={stock['flow pairs']}"]
-    where = where if straight else [f"model.teacher={stock['ddpm']}", f"data.name={digits}", "data.resolution=8"]
-    task = make_task(load_recipe(path, where))
-    wanted = ("linear", "flow_prediction") if straight else ("discrete_vp", "consistency")
-    assert (task.scheduler.parameterization.path.name, task.scheduler.parameterization.prediction) == wanted
+    where = {
+        "reflow": [f"model.start={stock['flow']}", f"data.name={stock['flow pairs']}"],
+        "consistency_distillation": [f"model.teacher={stock['flow']}", f"data.name={digits}", "data.resolution=8"],
+    }
+    task = make_task(load_recipe(path, where[name]))
+    assert (task.scheduler.parameterization.path.name, task.scheduler.parameterization.prediction) == ("linear", "flow_prediction")
 
 
 WRONG = {

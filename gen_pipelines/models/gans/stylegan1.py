@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ..base import ConfigMixin, GenerativeModel, ModelMixin
-from ..layers.equalized import EqualizedConv2d, EqualizedLinear, leaky_relu
+from ..layers.equalized import EqualizedConv2d, EqualizedLinear, leaky_relu_
 from ..layers.upfirdn import fir_filter, upfirdn2d, upsample2d
 from .base import GeneratorOutput, Generators
 from .mapping import MappingNetwork
@@ -51,7 +51,7 @@ class _Epilogue(nn.Module):
             shape = (len(x), 1, self.size, self.size)
             added = randn_tensor(shape, generator=generator, device=x.device) if noise == "random" else self.noise_const
             x = x + (added * self.noise_strength[:, None, None]).to(x.dtype)
-        x = leaky_relu(x + self.bias.to(x.dtype)[:, None, None], gain=1.0)
+        x = leaky_relu_(x + self.bias.to(x.dtype)[:, None, None], gain=1.0)
         return adain(x, *self.affine(w).chunk(2, dim=1))
 
 

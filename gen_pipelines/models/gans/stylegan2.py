@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from ..base import ConfigMixin, GenerativeModel, ModelMixin
-from ..layers.equalized import EqualizedConv2d, EqualizedLinear, leaky_relu
+from ..layers.equalized import EqualizedConv2d, EqualizedLinear, leaky_relu_
 from ..layers.modulated_conv import modulated_conv2d
 from ..layers.upfirdn import downsample2d, fir_filter, upsample2d
 from .base import DiscriminatorOutput, GeneratorOutput, Generators
@@ -56,11 +56,11 @@ class StyledConv(nn.Module):
         x = modulated_conv2d(x, self.weight, self.affine(w), up=self.up, resample_filter=self.resample_filter)
         if noise == "random":
             added = randn_tensor((len(x), 1, self.size, self.size), generator=generator, device=x.device)
-            x = x + (added * self.noise_strength).to(x.dtype)
+            x = x.add_((added * self.noise_strength).to(x.dtype))
         elif noise == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        x = x + self.bias.to(x.dtype).view(-1, 1, 1)
-        return leaky_relu(x, math.sqrt(2) * gain, None if self.clamp is None else self.clamp * gain)
+            x = x.add_((self.noise_const * self.noise_strength).to(x.dtype))
+        x = x.add_(self.bias.to(x.dtype).view(-1, 1, 1))
+        return leaky_relu_(x, math.sqrt(2) * gain, None if self.clamp is None else self.clamp * gain)
 
 
 class ToRGB(nn.Module):
@@ -114,6 +114,8 @@ class SynthesisBlock(nn.Module):
         styles = iter(ws.unbind(1))
         if x is None:
             x = self.const.to(dtype).expand(len(ws), -1, -1, -1)                                       # (B, C, 4, 4)
+            if x.device.type == "cpu":  # filters and transposed convolutions are several times faster there with the channels last
+                x = x.contiguous(memory_format=torch.channels_last)
             x = self.conv1(x, next(styles), noise, generator)
         elif self.architecture == "resnet":
             skip = self.skip(x) * math.sqrt(0.5)

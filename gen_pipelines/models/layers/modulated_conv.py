@@ -43,6 +43,11 @@ def modulated_conv2d(
         style = style * style.square().mean(dim=1, keepdim=True).rsqrt()
     scale = style if input_gain is None else style * input_gain
     norm = ((style.square() @ weight.square().sum((2, 3)).T) + 1e-8).rsqrt() if demodulate else None
+    if weight.shape[-1] == 1 and up == 1 and not padding:
+        # pointwise, a sample's own weights are smaller than its picture: scaled, they are one matrix product and no pass over x
+        weight = weight[:, :, 0, 0] * scale[:, None]                                                   # (B, O, I)
+        weight = weight if norm is None else weight * norm[:, :, None]
+        return (weight.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
     x = x * scale.to(x.dtype)[:, :, None, None]
     weight = weight.to(x.dtype)
     if up == 1:
@@ -54,4 +59,7 @@ def modulated_conv2d(
         before = (taps + up - 1) // 2 - (kernel - 1 - kernel // 2)
         after = up - kernel + taps - 1 - before
         x = upfirdn2d(x, resample_filter, padding=(before, after), gain=up**2)
-    return x if norm is None else x * norm.to(x.dtype)[:, :, None, None]
+    if norm is None:
+        return x
+    norm = norm.to(x.dtype)[:, :, None, None]
+    return x * norm if torch.is_grad_enabled() else x.mul_(norm)  # autograd needs both factors

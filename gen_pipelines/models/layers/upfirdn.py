@@ -43,8 +43,9 @@ def upfirdn2d(
     channels, (height, width), (kh, kw) = x.shape[1], x.shape[2:], taps.shape
     kernel = (taps * gain).to(x).expand(channels, 1, kh, kw)
     if up == 1:
-        x = F.pad(x, (left, right, top, bottom)) if any((left, right, top, bottom)) else x
-        return F.conv2d(x, kernel.flip((2, 3)), stride=down, groups=channels)
+        if left == right >= 0 and top == bottom >= 0:
+            return F.conv2d(x, kernel.flip((2, 3)), stride=down, padding=(top, left), groups=channels)
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), kernel.flip((2, 3)), stride=down, groups=channels)
     # a transposed convolution with a stride is the whole convolution of the signal with its zeros: nothing is multiplied by zero
     x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
     size = (height * up + top + bottom - kh + 1, width * up + left + right - kw + 1)
