@@ -16,7 +16,7 @@ def is_flow(pipe: Any) -> bool:
     """Whether the pipeline follows straight interpolations between noise and data, of classes or of none."""
     if not isinstance(pipe, DiffusionImagePipeline):
         return False
-    return pipe.parameterization.path.name == "linear" and pipe.parameterization.prediction != "consistency"
+    return pipe.parameterization.path.name == "linear" and pipe.parameterization.has_path
 
 
 @torch.no_grad()

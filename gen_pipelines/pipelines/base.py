@@ -51,6 +51,13 @@ _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "float16": torch.flo
 _DTYPES |= {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float64": torch.float64}
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()  # diffusers warns of every cast, naming no module
+
+
+logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
+
+
 def as_dtype(dtype: Any) -> Any:
     """A torch dtype from one, from its name, or from None (float32); a dict of them, by component, likewise."""
     if isinstance(dtype, Mapping):

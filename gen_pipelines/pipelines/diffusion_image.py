@@ -334,7 +334,7 @@ class DiffusionImagePipeline(GenerativePipeline):
             ValueError: a consistency network, whose x_0 is where the path ends and not its direction.
         """
         network = self.parameterization
-        if network.prediction == "consistency":
+        if not network.has_path:
             raise ValueError(
                 "DiffusionImagePipeline: a consistency network jumps to data and follows no path to noise: nothing can be inverted; "
                 "use the diffusion network that it was distilled from."
@@ -385,7 +385,7 @@ class DiffusionImagePipeline(GenerativePipeline):
         functions = {"ode": ode_log_likelihood, "vlb": variational_bound}
         if kind not in functions:
             raise ValueError(f"kind {kind!r} is none of {', '.join(functions)}.")
-        if self.parameterization.prediction == "consistency":
+        if not self.parameterization.has_path:
             raise NotImplementedError("a consistency network has no likelihood; compare its pictures by FID, precision and recall instead.")
         if self.autoencoder is not None and kind != "ode":
             raise ValueError(f"kind {kind!r} is about pictures; a denoiser in latents has kind 'ode' alone, the density of the latents.")

@@ -61,6 +61,7 @@ _SD_BETAS = frozenset(
     CogVideoXDDIMScheduler CogVideoXDPMScheduler""".split()
 )
 _SCALED_LINEAR = frozenset(("LCMScheduler", "TCDScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"))
+_JUMPING = frozenset(("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"))
 _CLIPPING = frozenset(
     """DDPMScheduler DDIMScheduler DDPMParallelScheduler DDIMParallelScheduler DDIMInverseScheduler CogVideoXDDIMScheduler
     CogVideoXDPMScheduler RePaintScheduler UnCLIPScheduler""".split()
@@ -142,6 +143,11 @@ def _limits(config: dict[str, Any], clip: bool) -> dict[str, Any]:
     return {k: default if config.get(k) is None else config[k] for k, default in defaults.items()}
 
 
+def _only_jumping_ones_have(config: dict[str, Any]) -> bool:
+    """Whether there are keys of LCM's, TCD's and FlowMatchLCM's schedulers alone: in memory diffusers' configs name no class."""
+    return ("original_inference_steps" in config and "rule" not in config) or "scale_factors" in config
+
+
 def _need(config: dict[str, Any], key: str, family: str) -> Any:
     if config.get(key) is None:
         raise ValueError(f"from_config: a config of the {family} family needs {key!r}; it is missing or null.")
@@ -173,6 +179,7 @@ def _from_diffusers(config: dict[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name") if isinstance(config.get("_class_name"), str) else None
     family = _family(config)
     common = {**_limits(config, clip=family == "vp" and name in _CLIPPING), "variance": config.get("variance_type")}
+    common["jumps"] = name in _JUMPING or (name is None and _only_jumping_ones_have(config))
     if family == "vp":
         return {**common, "path": _vp_path(config, name), "prediction": _prediction(config)}
     if family == "flow":
@@ -286,7 +293,7 @@ def parameterization_to_config(p: Parameterization) -> dict[str, Any]:
     except ValueError:  # these keys alone describe no network
         said = None
     if said is None:
-        rest = {f: getattr(p, f) for f in FIELD_NAMES if f not in (*_LIMIT_KEYS, "variance")}
+        rest = {f: getattr(p, f) for f in FIELD_NAMES if f not in (*_LIMIT_KEYS, "variance") and (f != "jumps" or p.jumps)}
     else:
         rest = {f: getattr(p, f) for f in FIELD_NAMES if getattr(p, f) != getattr(said, f)}
         if "path" in rest:  # with a path of its own the key is read without diffusers' families, so it must say the rest as well

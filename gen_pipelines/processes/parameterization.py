@@ -124,6 +124,8 @@ class Parameterization:
         clip_sample, clip_sample_range: clamp x_0 to [-range, range].
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x_0 (Saharia et al. 2022,
             https://arxiv.org/abs/2205.11487, section 2.3); comes instead of clipping.
+        jumps: distilled to jump, though it predicts what its teacher does (LCM, TCD): its x_0 is where the trajectory through x ends, and
+            not the mean of the data that fit x. A `consistency` network does so without being marked.
 
     Raises:
         ValueError: an unknown name; a time the path does not have; epsilon, score or consistency where alpha = 0 (x_0 is undefined there).
@@ -141,6 +143,7 @@ class Parameterization:
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
+    jumps: bool = False
 
     def __post_init__(self) -> None:
         def set_(name: str, value: Any) -> None:
@@ -201,6 +204,11 @@ class Parameterization:
             return self.path.t_min, self.path.t_max
         low, high = (float(self.path.t_from_lambda(torch.tensor(v, dtype=torch.float64))) for v in self.lambda_range)
         return max(high, self.path.t_min), min(low, self.path.t_max)
+
+    @property
+    def has_path(self) -> bool:
+        """Whether steps along its output follow a path between data and noise: not so for a network that jumps to the path's end."""
+        return self.prediction != "consistency" and not self.jumps
 
     @property
     def learned_variance(self) -> bool:

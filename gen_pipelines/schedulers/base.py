@@ -438,7 +438,7 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
 
     def _warn_of_jumps(self, p: Parameterization) -> None:
         """Says once what an ODE solver or a diffusion sampler makes of a consistency network."""
-        if p.prediction == "consistency" and not self.jumps and not self.__dict__.get("_warned_of_jumps"):
+        if not p.has_path and not self.jumps and not self.__dict__.get("_warned_of_jumps"):
             self._warned_of_jumps = True
             warnings.warn(
                 f"{type(self).__name__} on a consistency network: its x_0 is the end of the curve through x, not the mean of the data that "

@@ -297,7 +297,7 @@ class BridgedScheduler(GaussianScheduler, SchedulerMixin):
             p = Parameterization.from_config({**self._hosted_config, "_class_name": self._known_as})
         elif not isinstance(p, Parameterization):
             p = Parameterization.from_config(dict(p))
-        if self._hosting.consistency and parameterization_from is not None and p.prediction != "consistency":
+        if self._hosting.consistency and parameterization_from is not None and p.has_path:
             warnings.warn(
                 f"{self._class.__name__} is a rule for consistency networks; on a network with {p.prediction!r} that was not distilled it "
                 "samples another distribution than the network's.",

@@ -132,7 +132,7 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
             ValueError: also more steps than `original_inference_steps` with `lcm` and `tcd` on a discrete path.
         """
         p, rule = self.parameterization, self._rule()
-        if self.config["rule"] is None and p.prediction != "consistency" and not self.__dict__.get("_warned"):
+        if self.config["rule"] is None and p.has_path and not self.__dict__.get("_warned"):
             self._warned = True
             warnings.warn(
                 f"{type(self).__name__} on a network that predicts {p.prediction}: the consistency rule is for networks trained to jump to "

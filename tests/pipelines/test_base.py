@@ -485,6 +485,16 @@ def test_values_that_are_not_finite_are_counted(pipe, caplog):
     assert pipe.report_non_finite(torch.zeros(4, 2)) == 0 and len(caplog.records) == 1
 
 
+def test_a_cast_is_not_warned_of_when_there_is_nothing_to_warn_of(monkeypatch, caplog):
+    network = make_pipeline().denoiser
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    network.to(torch.float16)
+    assert not caplog.records
+    monkeypatch.setattr(type(network), "_keep_in_fp32_modules", ["norm"])
+    network.to(torch.float16)
+    assert "kept in float32: ['norm']" in caplog.text
+
+
 def test_components_that_are_not_used_are_named(sd_folder, tmp_path, caplog):
     copy = Path(shutil.copytree(sd_folder, tmp_path / "copy"))
     index = json.loads((copy / "model_index.json").read_text())

@@ -573,3 +573,30 @@ def test_log_likelihood_counts_padding_and_belongs_to_the_picture():
         pipe.log_likelihood(pictures, stepz=3)
     with pytest.raises(ValueError, match="6 x 6 pixels are needed"):
         pipe.log_likelihood(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"])
+@pytest.mark.filterwarnings("ignore:.*has a length of")
+def test_a_network_that_was_distilled_to_jump_stays_one_whatever_draws_from_it(name, tmp_path):
+    pipe = DiffusionImagePipeline(getattr(diffusers, name)(), unet=make_unet())
+    pipe.scheduler = EulerScheduler()
+    pipe.save_pretrained(tmp_path / "swapped")
+    for one in (pipe, DiffusionImagePipeline.from_pretrained(tmp_path / "swapped")):
+        one.set_progress_bar_config(disable=True)
+        assert one.parameterization.jumps and not one.parameterization.has_path
+        with pytest.warns(UserWarning, match="EulerScheduler on a consistency network"):
+            one(batch_size=1, num_inference_steps=2)
+        with pytest.raises(NotImplementedError, match="no likelihood"):
+            one.log_likelihood(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+        with pytest.raises(ValueError, match="nothing can be inverted"):
+            one.encode(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8), num_inference_steps=2)
+
+
+def test_a_rule_for_jumps_does_not_make_a_network_jump():
+    pipe = DiffusionImagePipeline(DDPMScheduler(), unet=make_unet())
+    with pytest.warns(UserWarning, match="a rule for consistency networks"):
+        pipe.scheduler = diffusers.LCMScheduler()
+    assert pipe.parameterization.has_path
+    pipe.scheduler = EulerScheduler()
+    pipe.set_progress_bar_config(disable=True)
+    pipe(batch_size=1, num_inference_steps=2)

@@ -67,7 +67,7 @@ class ConsistencyTask(DiffusionImageTask):
             super().prepare()
             return
         self.teacher = load_teacher(self.model["teacher"], "model.teacher")
-        if self.teacher.parameterization.prediction == "consistency":
+        if not self.teacher.parameterization.has_path:
             raise ValueError(f"model.teacher: {self.model['teacher']} is a consistency model itself; name a denoiser.")
         if self.teacher.autoencoder is not None and self.model["vae"] is not None:
             raise ValueError("model.vae: the teacher has an autoencoder, in whose latents the student works; leave it out.")
@@ -83,7 +83,7 @@ class ConsistencyTask(DiffusionImageTask):
             if self.model["scheduler"] is not None or self.model["denoiser"] is not None:
                 raise ValueError("model: with objective.rule lcm the student has the teacher's network and path; give no other.")
             nodes = coerce(int, self.recipe.objective.get("num_nodes", OBJECTIVE["num_nodes"]), "objective.num_nodes")
-            return ConsistencyScheduler(rule="lcm", original_inference_steps=nodes).bind(self.teacher.parameterization)
+            return ConsistencyScheduler(rule="lcm", original_inference_steps=nodes).bind(self.teacher.parameterization.with_(jumps=True))
         if self.model["scheduler"] is not None:
             return super().build_scheduler()
         in_pixels = self.model["vae"] is None and (self.teacher is None or self.teacher.autoencoder is None)

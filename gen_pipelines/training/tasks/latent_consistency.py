@@ -139,7 +139,7 @@ class LatentConsistencyTask:
         cls, teacher = type(self.teacher), self.teacher
         scheduler = ConsistencyScheduler(
             rule="lcm", original_inference_steps=self.objective.num_nodes, timestep_scaling=self.objective.timestep_scaling
-        ).bind(teacher.parameterization)
+        ).bind(teacher.parameterization.with_(jumps=True))
         parts = {name: part for name, part in teacher.components.items() if name not in ("scheduler", "unet", "transformer")}
         name = "unet" if teacher.components.get("unet") is not None else "transformer"
         settings = {key: teacher.config[key] for key in inspect.signature(cls.__init__).parameters if key in teacher.config}

@@ -54,7 +54,7 @@ class ReflowTask(DiffusionImageTask):
             return super().build_scheduler()
         known = self.start.parameterization
         if known.prediction == "flow_prediction" and known.path.name == "linear":
-            return RectifiedFlowScheduler().bind(known)
+            return RectifiedFlowScheduler().bind(known.with_(jumps=False))  # straight again, whatever it was
         return RectifiedFlowScheduler().bind(Parameterization(LinearPath(), "flow_prediction"))
 
     def build_objective(self, settings: dict[str, Any]) -> Any:
