@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..training.config import DataConfig
-from ..training.data import PictureData, load_rows
+from ..training.data import NoSuchSplitError, PictureData, holds_pictures, load_rows, open_split
 from ..training.random import seed_of
 from .extractors import Extractor
 from .parts import Parts
@@ -23,6 +22,8 @@ from .parts import Parts
 logger = logging.getLogger(__name__)
 
 THUMBNAIL = 32  # pixels a side in which pictures are compared with each other; larger ones are averaged down to at most this
+# what a user of `evaluate` calls the settings of the data
+NAMES = {"name": "--dataset", "image_column": "--image-column", "text_column": "--text-column", "label_column": "--label-column"}
 
 
 @dataclasses.dataclass
@@ -102,19 +103,19 @@ class Reference:
             ValueError: no such data set, split or column, or no picture of a class; the message lists what there is.
         """
         image_column = image_column or _first_column(name, split)
-        if label_column is None and _is_number(_load_rows(DataConfig(name, split, image_column)), "label"):
+        if label_column is None and _is_number(load_rows(DataConfig(name, split, image_column), NAMES), "label"):
             label_column = "label"
         config = DataConfig(
             name, split, image_column, text_column, label_column, resolution=resolution, channels=channels, background=background
         )
         if classes is not None and label_column is None:
             raise ValueError(f"classes: {name} has no column of labels; name it (--label-column).")
-        rows = _load_rows(config)
+        rows = load_rows(config, NAMES)
         others = None
         if held_out_split is not None:
             if held_out_split == split:
                 raise ValueError(f"held_out_split: it is the split {split!r} itself; real pictures beside it must be others.")
-            others = _load_rows(dataclasses.replace(config, split=held_out_split))
+            others = load_rows(dataclasses.replace(config, split=held_out_split), NAMES)
         else:
             for candidate in ("test", "validation", "train"):
                 if candidate != split and (others := _try(dataclasses.replace(config, split=candidate))) is not None:
@@ -224,30 +225,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GEN_PIPELINES_CACHE", "~/.cache/gen_pipelines")).expanduser()
 
 
-def _load_rows(config: DataConfig) -> Any:
-    """`load_rows`, whose errors name the options of `evaluate` in place of a recipe's settings."""
-    try:
-        return load_rows(config)
-    except ValueError as error:
-        text = re.sub(r" data\.\w+=null does without, where the task can\.", "", str(error)).replace("data.name", "--dataset")
-        raise ValueError(re.sub(r"\bdata\.(\w+)_column\b", r"--\1-column", text)) from None
-
-
 def _first_column(name: str, split: str) -> str:
-    """"image", or the only column that holds pictures."""
-    try:
-        _load_rows(DataConfig(name, split))
-        return "image"
-    except ValueError as error:
-        if "has no column 'image'" not in str(error):
-            raise
-        for column in re.findall(r"[\w.-]+", str(error).rpartition("its columns:")[2]):
-            try:
-                _load_rows(DataConfig(name, split, column))
-                return column
-            except ValueError:
-                continue
-        raise
+    """"image", or the first column that holds pictures."""
+    rows = open_split(DataConfig(name, split), NAMES)
+    pictures = [column for column, kind in (rows.features or {}).items() if holds_pictures(kind)]
+    return "image" if "image" in (rows.column_names or ()) or not pictures else pictures[0]
 
 
 def _is_number(rows: Any, column: str) -> bool:
@@ -259,10 +241,8 @@ def _is_number(rows: Any, column: str) -> bool:
 def _try(config: DataConfig) -> Any:
     """A split's rows, None where there is no such split."""
     try:
-        return _load_rows(config)
-    except ValueError as error:
-        if "cannot read the split" not in str(error):
-            raise
+        return load_rows(config, NAMES)
+    except NoSuchSplitError:
         return None
 
 

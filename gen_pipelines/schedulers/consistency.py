@@ -57,8 +57,8 @@ class ConsistencyScheduler(GaussianScheduler, SchedulerMixin):
     Args:
         rule: `consistency` (the network's x_0 is the jump), `lcm` (with Latent Consistency Models' boundary scalings), `tcd` (a DDIM move
             to a cleaner level, then noise up to the node), or None: `consistency`, with a warning where the network does not predict
-            `consistency`. LCM's and TCD's networks look like any epsilon network, so the rule is what says that they are not; configs of
-            diffusers' classes set it by their `_class_name`.
+            `consistency`. LCM's and TCD's networks look like any epsilon network but for `jumps` in their parameterization; configs of
+            diffusers' classes set both by their `_class_name`.
         original_inference_steps: with `lcm` and `tcd` on discrete paths, the grid that the network was distilled on; the nodes are chosen
             from it.
         timestep_scaling: with `lcm`, of the index in the boundary scalings.

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ from .config import DataConfig
 from .random import sample_generators, seed_of
 
 _MEMORY_FOR_PICTURES = 2 * 1024**3  # bytes of decoded pictures that are kept, when they are decoded in the training process
+# how a recipe calls the settings of its data, in errors; `evaluate` has options of other names
+RECIPE_NAMES = {name: f"data.{name}" for name in ("name", "image_column", "text_column", "label_column")}
 
 
-def load_rows(config: DataConfig) -> Any:
-    """Open the data set that a recipe names.
+class NoSuchSplitError(ValueError):
+    """A data set, or its split, cannot be read."""
 
-    Returns: a `datasets.Dataset` (or `IterableDataset` when streaming) that has the columns named.
+
+def open_split(config: DataConfig, names: Mapping[str, str] = RECIPE_NAMES) -> Any:
+    """The split of the data set that a recipe names, whatever its columns: a `datasets.Dataset`, or `IterableDataset` when streaming.
+
     Raises:
         ImportError: the package datasets is missing.
-        ValueError: no such data set, split or column; the message lists what there is.
+        NoSuchSplitError: no such data set or split.
     """
     try:
         import datasets
@@ -40,7 +45,9 @@ def load_rows(config: DataConfig) -> Any:
 
     folder = Path(config.name).expanduser()
     if config.name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise ValueError(f"data.name: the folder {config.name} does not exist; name one of parquet files or pictures, or a Hub data set.")
+        raise ValueError(
+            f"{names['name']}: the folder {config.name} does not exist; name one of parquet files or pictures, or a Hub data set."
+        )
     try:
         if folder.is_dir() and (folder / "dataset_info.json").is_file():
             rows = datasets.load_from_disk(str(folder))
@@ -50,20 +57,41 @@ def load_rows(config: DataConfig) -> Any:
             rows = datasets.load_dataset(str(folder) if folder.is_dir() else config.name, split=config.split, streaming=config.streaming)
     except (FileNotFoundError, ConnectionError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"data.name: cannot read the split {config.split!r} of {config.name!r}: {reason}") from None
+        raise NoSuchSplitError(f"{names['name']}: cannot read the split {config.split!r} of {config.name!r}: {reason}") from None
     if config.streaming and isinstance(rows, datasets.Dataset):  # written by save_to_disk
         rows = rows.to_iterable_dataset()
+    return rows
+
+
+def load_rows(config: DataConfig, names: Mapping[str, str] = RECIPE_NAMES) -> Any:
+    """`open_split`, with the columns that the recipe names.
+
+    Args:
+        names: what errors call the settings.
+    Raises:
+        ImportError, NoSuchSplitError: as there.
+        ValueError: no such column, or no pictures in it; the message lists what there is.
+    """
+    rows = open_split(config, names)
     columns = list(rows.column_names or rows.features or [])
     for setting in ("image_column", "text_column", "label_column"):
         column = getattr(config, setting)
         if column is not None and column not in columns:
-            rest = "" if setting == "image_column" else f" data.{setting}=null does without, where the task can."
+            optional = setting != "image_column" and names is RECIPE_NAMES
+            rest = f" {names[setting]}=null does without, where the task can." if optional else ""
             raise ValueError(
-                f"data.{setting}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.{rest}"
+                f"{names[setting]}: {config.name} ({config.split}) has no column {column!r}; its columns: {', '.join(columns)}.{rest}"
             )
-    if rows.features is not None and not isinstance(kind := rows.features[config.image_column], datasets.Image):
-        raise ValueError(f"data.image_column: the column {config.image_column!r} of {config.name} holds {kind}, not pictures.")
+    if rows.features is not None and not holds_pictures(kind := rows.features[config.image_column]):
+        raise ValueError(f"{names['image_column']}: the column {config.image_column!r} of {config.name} holds {kind}, not pictures.")
     return rows
+
+
+def holds_pictures(kind: Any) -> bool:
+    """Whether a feature of a data set is a picture."""
+    import datasets
+
+    return isinstance(kind, datasets.Image)
 
 
 def prepare_picture(picture: Image.Image, resolution: int, channels: int = 3, background: str = "white") -> Tensor:
