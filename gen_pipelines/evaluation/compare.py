@@ -202,7 +202,7 @@ def sampling_of(result: Mapping[str, Any]) -> str:
     """How an evaluation drew, in words: "ddim, 20 steps"."""
     sampling = result["sampling"]
     words = [sampling["scheduler"]] if sampling.get("scheduler") else []
-    words += [f"{sampling['steps']} steps"] if sampling.get("steps") is not None else []
+    words += [f"{sampling['steps']} step{'s' if sampling['steps'] != 1 else ''}"] if sampling.get("steps") is not None else []
     for key, usual in (("guidance", 1.0), ("temperature", 1.0), ("truncation", None)):
         value = sampling.get(key)
         if value is not None and value != usual:
