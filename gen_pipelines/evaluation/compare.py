@@ -219,8 +219,9 @@ def cell(row: Row, column: Column) -> str:
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.1g}"
     if column.key == "bits_per_dim":
-        kinds = {result["likelihood"]["kind"] for result in row.results if result.get("likelihood", {}).get("kind")}
-        error = row.results[0]["likelihood"].get("bits_per_dim_error")
+        measured = [result["likelihood"] for result in row.results if result.get("likelihood")]  # of some seeds there may be none
+        kinds = {likelihood["kind"] for likelihood in measured if likelihood.get("kind")}
+        error = measured[0].get("bits_per_dim_error") if measured else None
         text = f"{statistics.fmean(values):.3f}"
         text += f" ± {error:.3f}" if error is not None else ""
         text += f" ({', '.join(sorted(kinds))})"

@@ -76,6 +76,13 @@ def test_seeds_are_one_row_and_share_a_protocol(tmp_path):
     assert "| GAN |  | 4 ± 1 |" in markdown(groups)
 
 
+def test_one_seed_of_several_may_have_a_likelihood():
+    without = result(protocol__seed=1, metrics__bits_per_dim=None) | {"likelihood": None}
+    measured = result(protocol__seed=2, metrics__bits_per_dim=1.2) | {"likelihood": {"kind": "elbo", "bits_per_dim_error": 0.01}}
+    for order in ([without, measured], [measured, without]):
+        assert "1.200 ± 0.010 (elbo)" in markdown(compare(order))
+
+
 def test_the_best_is_first_and_bold_and_what_is_not_finite_is_neither():
     broken = result("broken", metrics__frechet_distance=0.1, counts__not_finite=7)
     lost = result("lost", counts__not_finite=60) | {"metrics": {}}
