@@ -64,9 +64,9 @@ def fitted(name: str, pictures: Tensor, steps: int) -> DiffusionImagePipeline:
     return pipe
 
 
-def bits(nats: Tensor, dims: int) -> Tensor:
-    """Bits per dimension of 8-bit pictures in [-1, 1] from the density of the dequantised ones."""
-    return -nats / (dims * math.log(2)) + math.log2(127.5)
+def bits(nats: Tensor, values: int, dims: int) -> Tensor:
+    """Bits per dimension of pictures of `dims` values, from the density in [-1, 1] of all `values`, its frame's too."""
+    return (values * math.log(127.5) - nats) / (dims * math.log(2))
 
 
 def in_native_time(pipe: DiffusionImagePipeline, network, x: Tensor, probe: Tensor, low: float, high: float, tolerance: float):
@@ -112,7 +112,7 @@ def solvers(name: str, pipe: DiffusionImagePipeline, pictures: Tensor) -> None:
         begun = time.process_time()
         with torch.no_grad():
             nats, evaluations = ode_log_density(denoiser, x, low, high, own(), **options)
-        spent, value = (time.process_time() - begun) / len(x), bits(nats, dims)
+        spent, value = (time.process_time() - begun) / len(x), bits(nats, x[0].numel(), dims)
         reference = (value, evaluations) if reference is None else reference
         difference = (value - reference[0]).abs().mean().item()
         note = "" if options else f", RK4: 1/{reference[1] / evaluations:.1f} of the reference's evaluations"
@@ -120,9 +120,10 @@ def solvers(name: str, pipe: DiffusionImagePipeline, pictures: Tensor) -> None:
     probe = uniform(x.shape, own()).sub(0.5).sign()
     begun = time.process_time()
     nats, evaluations = in_native_time(pipe, network, x, probe, low, high, 1e-5)
-    difference = (bits(nats, dims) - reference[0]).abs().mean().item()
+    difference = (bits(nats, x[0].numel(), dims) - reference[0]).abs().mean().item()
     spent = (time.process_time() - begun) / len(x)
-    print(f"| dopri5 in t, 1e-5 | {evaluations} | {bits(nats, dims).mean():.4f} | {difference:.4f} | {spent:.2f} |", flush=True)
+    value = bits(nats, x[0].numel(), dims).mean()
+    print(f"| dopri5 in t, 1e-5 | {evaluations} | {value:.4f} | {difference:.4f} | {spent:.2f} |", flush=True)
 
 
 def as_network(pipe: DiffusionImagePipeline, count: int):
@@ -136,8 +137,8 @@ def dequantised(pipe: DiffusionImagePipeline, pictures: Tensor) -> Tensor:
     """Pictures of the network's size, with uniform noise of one level, the same for every solver."""
     from gen_pipelines.pipelines.pictures import pad
 
-    x = (pictures.float() + torch.rand(pictures.shape, generator=torch.Generator().manual_seed(0)) - 0.5) / 127.5 - 1
-    return pad(x, pipe.latents_shape(1)[2:])
+    levels = pad(pictures, pipe.latents_shape(1)[2:], value=0).float()  # a frame has levels too; without noise its density has no bound
+    return (levels + torch.rand(levels.shape, generator=torch.Generator().manual_seed(0)) - 0.5) / 127.5 - 1
 
 
 def cost(pipe: DiffusionImagePipeline, pictures: Tensor, repeats: int) -> None:
