@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def build_parser() -> Parser:
     # the long form is for torchrun, which takes --num for an abbreviation of an option of its own
     how.add_argument("--num", "--num-images", metavar="N", type=int, default=5000, help="pictures (default 5000)")
     how.add_argument("--seed", metavar="N", type=int, default=0, help="picture i depends on the seed and on i alone (default 0)")
-    how.add_argument("--scheduler", metavar="NAME", type=_names, default=[None], help="the sampler (default: its own); a,b runs several")
+    how.add_argument("--scheduler", metavar="NAME[:KEY=VALUE]", type=_names, default=[None],
+                     help="the sampler (default: its own); a,b runs several")  # fmt: skip
     how.add_argument("--steps", metavar="N", type=_numbers, default=[None], help="sampling steps (default: its own); 10,20 runs several")
     how.add_argument("--guidance", metavar="S", type=float, help="guidance scale; 1 is none (default: the model's)")
     how.add_argument("--temperature", metavar="T", type=float, help="of models that have one (default: the model's)")
@@ -121,8 +123,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def file_name(scheduler: str | None, steps: int | None) -> str:
-    """evaluation-ddim-20.json."""
-    return "-".join(str(part) for part in ("evaluation", scheduler, steps) if part is not None) + ".json"
+    """evaluation-ddim-20.json; of a scheduler's settings what a file's name may hold on every system."""
+    words = "-".join(str(part) for part in ("evaluation", scheduler, steps) if part is not None)
+    return re.sub(r"[^\w.+-]+", "-", words) + ".json"
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def add_sampling(parser: Parser) -> Any:
     how = parser.add_argument_group("how to draw it")
     how.add_argument("--model", help="bundled:NAME, a folder, or an id on the Hub (default bundled:emoji)")
     how.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the Hub")
-    how.add_argument("--scheduler", metavar="NAME", help="the sampler (default: the model's); a wrong name lists those there are")
+    how.add_argument("--scheduler", metavar="NAME[:KEY=VALUE]", help="the sampler (default: the model's); a wrong name lists all")
     how.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default: the model's)")
     how.add_argument("--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale; 1 is none (default: the model's)")
     how.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: an accelerator if there is one)")
@@ -291,11 +291,11 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from gen_pipelines import AutoPipeline, GenerativePipeline
-    from gen_pipelines.schedulers import find_scheduler
+    from gen_pipelines import AutoPipeline
+    from gen_pipelines.schedulers import choose_scheduler, parse_scheduler
 
-    name = settings["scheduler"]
-    scheduler = None if name is None else find_scheduler(name, "--scheduler")
+    if settings["scheduler"] is not None:
+        parse_scheduler(settings["scheduler"], "--scheduler")  # a wrong one is said before a model is fetched
     diffusers_logging.disable_progress_bar()  # those of loading; the bar over the steps stays
     transformers_logging.disable_progress_bar()
     revision = {"revision": settings["revision"]} if settings["revision"] is not None else {}
@@ -307,11 +307,8 @@ def load(settings: dict[str, Any], device: str | None, show_progress: bool, prom
         raise ValueError(f"--model {settings['model']} is a {type(pipe).__name__}, which draws from prompts; give one")
     if promptless:
         check_promptless(pipe, settings)
-    if scheduler is not None and _scheduler_class(pipe) is None:
-        raise ValueError(f"--scheduler {settings['scheduler']}: a {type(pipe).__name__} draws without steps; leave it out")
-    if scheduler is not None and _scheduler_class(pipe).__name__ != scheduler.__name__:  # the model's own keeps its settings
-        # one of our pipelines knows its network; in one of diffusers only the config does
-        pipe.scheduler = scheduler() if isinstance(pipe, GenerativePipeline) else scheduler.from_config(pipe.scheduler.config)
+    if settings["scheduler"] is not None:
+        pipe.scheduler = choose_scheduler(pipe, settings["scheduler"], "--scheduler")
     pipe.set_progress_bar_config(disable=not show_progress, leave=False)
     return pipe.to(where)
 
@@ -337,26 +334,21 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What the pipeline decided, and what made the picture: the rest of the settings that reproduce it."""
     import torch
 
-    from gen_pipelines.schedulers import SCHEDULERS
+    from gen_pipelines.schedulers import parse_scheduler, scheduler_name
 
-    own = None if (sampler := _scheduler_class(pipe)) is None else sampler.__name__
+    sampler = getattr(pipe, "scheduler", None)
+    _, said = ("", {}) if settings["scheduler"] is None else parse_scheduler(settings["scheduler"])  # the rest is the model's own
     decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for name, value in decided.items():
         if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call
             decided[name] = pipe.config.get(f"default_{name}", _call_defaults(pipe).get(name))
     return {
         **decided,
-        "scheduler": next((name for name, ours in SCHEDULERS.items() if ours.__name__ == own), own),
+        "scheduler": None if sampler is None else scheduler_name(sampler, said),
         "pipeline": type(pipe).__name__,
         "gen_pipelines_version": __version__,
         "torch_version": torch.__version__,
     }
-
-
-def _scheduler_class(pipe: Any) -> type | None:
-    """The sampler's class: of diffusers, where one of diffusers is hosted; None for a pipeline that draws without steps."""
-    scheduler = getattr(pipe, "scheduler", None)
-    return None if scheduler is None else getattr(scheduler, "hosted_class", type(scheduler))
 
 
 def _call_defaults(pipe: Any) -> dict[str, Any]:

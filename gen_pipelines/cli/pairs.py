@@ -24,7 +24,7 @@ def build_parser() -> Parser:
     # the long form is for torchrun, which takes --num for an abbreviation of an option of its own
     parser.add_argument("--num", "--num-pairs", metavar="N", type=int, default=10_000, help="pairs in all (default 10000)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="pair i is drawn with seed + i (default 0)")
-    parser.add_argument("--scheduler", metavar="NAME", help="the sampler (default: the model's); a wrong name lists those there are")
+    parser.add_argument("--scheduler", metavar="NAME[:KEY=VALUE]", help="the sampler (default: the model's); a wrong name lists all")
     parser.add_argument("--steps", metavar="N", type=int, dest="num_inference_steps", help="sampling steps (default: the model's)")
     parser.add_argument("--guidance", metavar="S", type=float, dest="guidance_scale", help="guidance scale (default: the model's)")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the Hub")
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--num, --batch-size and --shard-size: each at least 1")
     from gen_pipelines.cli.generate import load, pin
     from gen_pipelines.cli.train import logs_on_stderr
-    from gen_pipelines.schedulers import find_scheduler
+    from gen_pipelines.schedulers import parse_scheduler
     from gen_pipelines.training.pairs import draw_pairs
 
     if args.scheduler is not None:
-        find_scheduler(args.scheduler, "--scheduler")
+        parse_scheduler(args.scheduler, "--scheduler")
     known = pin(args.model, args.revision)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     settings = {"model": args.model, "revision": known["revision"], "scheduler": args.scheduler, "dtype": "float32"}

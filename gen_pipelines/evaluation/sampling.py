@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..schedulers import SCHEDULERS, find_scheduler
+from ..schedulers import choose_scheduler, scheduler_name
 from ..training.random import sample_generators
 
 # an option of an evaluation -> the argument of a pipeline's call
@@ -34,7 +34,7 @@ class Sampler:
     Args:
         pipe: any pipeline that draws with `batch_size`, with classes or from prompts.
         seed: of the whole evaluation.
-        scheduler: a short name (ddim), a class name of ours or of diffusers, or None for the pipeline's own.
+        scheduler: as `choose_scheduler` takes it ("ddim", "score_sde:correct_steps=1"), or None for the pipeline's own.
         options: steps, guidance, temperature, truncation; None where the pipeline decides.
     Raises:
         ValueError: a setting that the pipeline does not have.
@@ -47,11 +47,7 @@ class Sampler:
         if not {"batch_size", "prompt"} & set(self.takes):
             raise ValueError(f"evaluate: a {kind} draws neither batch_size pictures nor prompts, so it cannot be evaluated.")
         if scheduler is not None:
-            if getattr(pipe, "scheduler", None) is None:
-                raise ValueError(f"scheduler {scheduler}: a {kind} draws without steps; leave it out.")
-            wanted = find_scheduler(scheduler)
-            if scheduler_class(pipe).__name__ != wanted.__name__:  # the model's own keeps its settings
-                pipe.scheduler = wanted() if hasattr(pipe, "parameterization") else wanted.from_config(pipe.scheduler.config)
+            pipe.scheduler = choose_scheduler(pipe, scheduler)
         self.options = {}
         for name, value in options.items():
             if value is None:
@@ -110,10 +106,9 @@ class Sampler:
 
     def describe(self) -> dict[str, Any]:
         """The settings as they are in effect, for the result."""
-        own = scheduler_class(self.pipe)
         described: dict[str, Any] = {"pipeline": type(self.pipe).__name__}
-        if own is not None:
-            described["scheduler"] = next((name for name, one in SCHEDULERS.items() if one.__name__ == own.__name__), own.__name__)
+        if (own := getattr(self.pipe, "scheduler", None)) is not None:
+            described["scheduler"] = scheduler_name(own)
         for name, argument in ARGUMENTS.items():
             if argument in self.takes:
                 default = self.pipe.config.get(f"default_{argument}", self.takes[argument].default)
@@ -151,12 +146,6 @@ def codes_of(pipe: Any) -> int:
     """Evaluations of the network of a pipeline without a scheduler: one for each code that a prior draws in turn, else one."""
     priors = getattr(pipe, "priors", None)
     return sum(height * width for height, width in (tuple(prior.config.shape) for prior in priors)) if priors else 1
-
-
-def scheduler_class(pipe: Any) -> type | None:
-    """The sampler's class, of diffusers where one of diffusers is hosted; None for a pipeline that draws without steps."""
-    scheduler = getattr(pipe, "scheduler", None)
-    return None if scheduler is None else getattr(scheduler, "hosted_class", type(scheduler))
 
 
 def networks_of(pipe: Any) -> dict[str, nn.Module]:

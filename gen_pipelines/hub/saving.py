@@ -28,11 +28,16 @@ def check_writable(folder: str | Path) -> None:
         raise type(error)(error.errno, error.strerror, str(existing)) from error
 
 
-def readable_as_usual(folder: Path) -> None:
-    """Gives every file in a folder the permissions of any new file; safetensors leaves its own to their owner alone."""
+def usual_permissions(folder: Path) -> int:
+    """The permissions of a new file in a folder: those of the umask, or what its file system gives."""
     with tempfile.TemporaryDirectory(dir=folder) as probe:
         (new := Path(probe) / "new").touch()
-        mode = new.stat().st_mode & 0o777
+        return new.stat().st_mode & 0o777
+
+
+def readable_as_usual(folder: Path) -> None:
+    """Gives every file in a folder the permissions of any new file; safetensors leaves its own to their owner alone."""
+    mode = usual_permissions(folder)
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..hub.saving import check_writable
+from ..hub.saving import check_writable, usual_permissions
+from ..schedulers import scheduler_settings
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def draw_pairs(
         parts = [_draw(pipe, settings, range(i, min(i + batch_size, start + size))) for i in range(start, start + size, batch_size)]
         side = path.with_name(f".writing-{path.name}")
         save_file({key: torch.cat([part[key] for part in parts]).contiguous() for key in parts[0]}, side)
+        side.chmod(usual_permissions(folder))  # safetensors leaves it to its owner alone
         os.replace(side, path)
         written += size
         logger.info("%s: %d pairs", path.name, size)
@@ -103,6 +105,7 @@ def _settings_of(
         **about,
         "format": 1,
         "scheduler": getattr(scheduler, "hosted_class", type(scheduler)).__name__,
+        "scheduler_settings": scheduler_settings(scheduler) or None,
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
         "guidance_scale": usual if guidance is None else guidance,
         "prediction": pipe.parameterization.prediction,

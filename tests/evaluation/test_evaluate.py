@@ -13,6 +13,7 @@ from gen_pipelines import AutoPipeline, DiffusionImagePipeline, VAEModel, VAEPip
 from gen_pipelines.cli.main import main
 from gen_pipelines.cli.repository import Repository
 from gen_pipelines.evaluation import evaluate as module
+from gen_pipelines.evaluation.compare import compare
 from gen_pipelines.evaluation.distances import frechet_distance
 from gen_pipelines.evaluation.extractors import find_extractor
 from gen_pipelines.evaluation.flows import is_flow, straightness
@@ -343,8 +344,14 @@ def test_several_samplers_in_one_command(digits, tmp_path, capsys):
     assert names == [f"evaluation-{scheduler}-{steps}.json" for scheduler in ("ddim", "euler") for steps in (2, 3)]
     results = [json.loads((tmp_path / "several" / name).read_text()) for name in names]
     assert [(r["sampling"]["scheduler"], r["cost"]["evaluations_per_picture"]) for r in results] == [
-        ("ddim", 2), ("ddim", 3), ("euler", 2), ("euler", 3),
+        ("ddim", 2), ("ddim", 3), ("euler:timestep_spacing=leading", 2), ("euler:timestep_spacing=leading", 3),  # the model's own grid
     ]  # fmt: skip
+    own = {"ddim": "ddim", "ddim:timestep_spacing=trailing": "ddim-timestep_spacing-trailing"}
+    assert main([*words, "--scheduler", ",".join(own), "--steps", "2", "--out", str(tmp_path / "settings")]) == 0
+    results = {name: json.loads((tmp_path / "settings" / f"evaluation-{file}-2.json").read_text()) for name, file in own.items()}
+    assert {name: result["sampling"]["scheduler"] for name, result in results.items()} == {name: name for name in own}
+    (group,) = compare(list(results.values()))
+    assert {row.sampling for row in group.rows} == {f"{name}, 2 steps" for name in own}  # not two seeds of one
     capsys.readouterr()
     assert main([*words, "--steps", "2,3", "--out", "one.json"]) == 2 and "need a folder" in capsys.readouterr().err
 

@@ -350,24 +350,3 @@ def test_inside_diffusers_pipelines_after_saving_in_a_fresh_process(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     assert float(run.stdout.split()[-1]) == pytest.approx(float(images.sum()), rel=1e-5)
-
-
-@pytest.mark.parametrize("short", SCHEDULERS)
-def test_a_scheduler_is_found_by_every_way_of_writing_its_name(short):
-    from gen_pipelines.schedulers import find_scheduler
-
-    cls = SCHEDULERS[short]
-    for name in (short, short.upper(), short.replace("_", "-"), cls.__name__, cls.__name__.removesuffix("Scheduler"), cls.__name__.lower()):
-        assert find_scheduler(name) is cls
-
-
-def test_schedulers_of_diffusers_are_found_and_no_others():
-    import diffusers
-
-    from gen_pipelines.schedulers import find_scheduler
-    from gen_pipelines.schedulers.bridge import HOSTED
-
-    for name in set(HOSTED) - {cls.__name__ for cls in SCHEDULERS.values()}:
-        assert find_scheduler(name) is getattr(diffusers, name)
-    with pytest.raises(ValueError, match="--scheduler eulr: there is no such scheduler, did you mean euler; there are ddpm"):
-        find_scheduler("eulr", "--scheduler")

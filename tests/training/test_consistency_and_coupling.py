@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ TEACHERS = {
     "epsilon": Parameterization(PATHS["discrete_vp"](), "epsilon"),
     "flow": Parameterization(PATHS["linear"](), "flow_prediction", lambda_range=(-math.log(80), math.log(500))),
 }
+JUMPING = replace(TEACHERS["flow"], jumps=True)
 
 
 def generators(count, seed=0):
@@ -291,6 +293,9 @@ def test_the_pseudo_huber_distance_is_square_near_and_linear_far():
     (lambda: ConsistencyTraining(TEACHERS["edm"]), "prediction 'consistency'"),
     (lambda: ConsistencyTraining(STUDENT, start=1), "1 < start"),
     (lambda: ConsistencyDistillation(STUDENT), "give teacher_parameterization"),
+    (lambda: ConsistencyDistillation(STUDENT, teacher_parameterization=STUDENT), "give teacher_parameterization"),
+    (lambda: ConsistencyDistillation(STUDENT, teacher_parameterization=JUMPING), "of a network that denoises"),
+    (lambda: DenoisingObjective(JUMPING), "a network that jumps"),
     (lambda: ConsistencyDistillation(STUDENT, teacher_parameterization=TEACHERS["edm"], solver="rk4"), "none of heun, euler"),
     (lambda: MinibatchOTCoupling("greedy"), "none of exact, sinkhorn"),
     (lambda: MinibatchOTCoupling(regularization=0.0), "above 0"),

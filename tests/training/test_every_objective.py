@@ -330,6 +330,11 @@ def test_pairs_of_other_settings_and_half_finished_ones_are_refused(tmp_path):
     draw_pairs(pipe, tmp_path, 4, num_inference_steps=1, shard_size=4)
     with pytest.raises(ValueError, match="pairs of other settings .num_inference_steps: 1 there, 2 now."):
         draw_pairs(pipe, tmp_path, 4, num_inference_steps=2, shard_size=4)
+    other = flow_pipe()
+    other.scheduler = FlowMatchEulerScheduler(timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="scheduler_settings: None there, {'timestep_spacing': 'trailing'} now"):
+        draw_pairs(other, tmp_path, 4, num_inference_steps=1, shard_size=4)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # safetensors would leave its files to their owner alone
     draw_pairs(pipe, tmp_path, 8, num_inference_steps=1, shard_size=4)
     (tmp_path / "pairs-00001.safetensors").unlink()
     with pytest.raises(ValueError, match="00001.safetensors has 0 of 4 pairs"):

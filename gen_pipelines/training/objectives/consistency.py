@@ -178,7 +178,7 @@ class ConsistencyDistillation(_Pairs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.teacher_parameterization is None or self.teacher_parameterization.prediction == "consistency":
+        if self.teacher_parameterization is None or not self.teacher_parameterization.has_path:
             raise ValueError("ConsistencyDistillation: give teacher_parameterization, of a network that denoises.")
         if self.solver not in ("heun", "euler"):
             raise ValueError(f"ConsistencyDistillation: solver {self.solver!r} is none of heun, euler.")

@@ -49,8 +49,8 @@ class DenoisingObjective:
     coupling: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.parameterization.prediction == "consistency":
-            raise ValueError("DenoisingObjective: a consistency network learns by distillation or consistency training, not by denoising.")
+        if not self.parameterization.has_path:
+            raise ValueError("DenoisingObjective: a network that jumps learns by distillation or consistency training, not by denoising.")
         if self.coupling is not None and self.parameterization.prediction != "flow_prediction":
             raise ValueError(f"DenoisingObjective: a coupling needs flow_prediction, got {self.parameterization.prediction!r}.")
         if self.parameterization.learned_variance:

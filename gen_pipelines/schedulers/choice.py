@@ -1,0 +1,113 @@
+"""A scheduler in one word, as a command line names it and a result records it: `ddim`, `ddim:timestep_spacing=trailing:steps_offset=1`."""
+
+import inspect
+import json
+from typing import Any
+
+from ..processes.config import NETWORK_KEYS
+
+__all__ = ["choose_scheduler", "parse_scheduler", "scheduler_name", "scheduler_settings"]
+
+_SEPARATOR = ":"  # a shell leaves it alone, and no value holds one
+
+
+def parse_scheduler(text: str, said: str = "scheduler") -> tuple[type, dict[str, Any]]:
+    """The class and the settings that a text names.
+
+    Args:
+        text: a name as `find_scheduler` takes it, then any number of `:key=value`, arguments of the class; values are JSON, or words.
+        said: how messages call it.
+    Raises:
+        ValueError: there is no such scheduler, it has no such argument, or a setting is not `key=value`.
+    """
+    from . import find_scheduler
+
+    name, *pairs = text.split(_SEPARATOR)
+    wanted, settings = find_scheduler(name, said), {}
+    takes = _settings_of(wanted)
+    for pair in pairs:
+        key, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator or not value:
+            raise ValueError(f"{said} {text}: {pair!r} is no key=value; write {name}:timestep_spacing=trailing.")
+        if key not in takes:
+            raise ValueError(f"{said} {text}: {wanted.__name__} has no setting {key}; it has {', '.join(sorted(takes))}.")
+        settings[key] = _value(value)
+    return wanted, settings
+
+
+def choose_scheduler(pipe: Any, text: str, said: str = "scheduler") -> Any:
+    """The scheduler that a text names, for a pipeline to take as its `scheduler`.
+
+    Its own class keeps the settings that it has, except those that the text gives; another class has its defaults and takes the network and
+    the grid from the pipeline.
+
+    Raises:
+        ValueError: as `parse_scheduler`; or a pipeline that draws without steps, or a value that the class refuses.
+    """
+    wanted, settings = parse_scheduler(text, said)
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(f"{said} {text}: a {type(pipe).__name__} draws without steps; leave it out.")
+    if _class_of(pipe.scheduler).__name__ == wanted.__name__:
+        return type(pipe.scheduler).from_config(pipe.scheduler.config, **settings) if settings else pipe.scheduler
+    # one of our pipelines knows its network; in one of diffusers only the config does
+    return wanted(**settings) if hasattr(pipe, "parameterization") else wanted.from_config(pipe.scheduler.config, **settings)
+
+
+def scheduler_name(scheduler: Any, settings: dict[str, Any] | None = None) -> str:
+    """The text that names a scheduler: its short name, or its class where it has none, and settings.
+
+    Args:
+        settings: those to say; by default all that are not the class's defaults.
+    """
+    from . import SCHEDULERS
+
+    own = _class_of(scheduler).__name__
+    name = next((short for short, one in SCHEDULERS.items() if one.__name__ == own), own)
+    said = scheduler_settings(scheduler) if settings is None else settings
+    return _SEPARATOR.join([name, *(f"{key}={_text(value)}" for key, value in sorted(said.items()))])
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """The settings of a scheduler that are not its class's defaults.
+
+    What describes the network (betas, prediction, clipping) is not among them: it belongs to the model.
+    """
+    from .base import GaussianScheduler
+    from .bridge import BridgedScheduler
+
+    own = _class_of(scheduler)
+    if isinstance(scheduler, BridgedScheduler):
+        plain = BridgedScheduler(own(), scheduler.parameterization).config
+    elif isinstance(scheduler, GaussianScheduler):
+        plain = own().bind(scheduler.parameterization).config
+    else:
+        plain = own().config
+    usual = {key: plain.get(key, default) for key, default in _settings_of(own).items()}
+    found = {key: scheduler.config[key] for key in sorted(usual) if key in scheduler.config}
+    return {key: value for key, value in found.items() if _plain(value) != _plain(usual[key])}
+
+
+def _class_of(scheduler: Any) -> type:
+    """The scheduler's class, of diffusers where one of diffusers is hosted."""
+    return getattr(scheduler, "hosted_class", type(scheduler))
+
+
+def _settings_of(scheduler: type) -> dict[str, Any]:
+    """Arguments of the class that say how it samples, and their defaults."""
+    parameters = inspect.signature(scheduler.__init__).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in ("self", *NETWORK_KEYS)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else "null" if text == "None" else text)
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(_plain(value), separators=(",", ":"))
