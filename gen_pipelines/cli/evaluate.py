@@ -58,7 +58,7 @@ def build_parser() -> Parser:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in re.split(r",(?![^\[]*\])", text) if name.strip()]  # a setting may be a list in brackets
 
 
 def _numbers(text: str) -> list[int]:
@@ -94,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
     from gen_pipelines.evaluation.evaluate import evaluate, load_pipeline
     from gen_pipelines.evaluation.reference import Reference
     from gen_pipelines.evaluation.sampling import Sampler
+    from gen_pipelines.schedulers import parse_scheduler
 
+    for scheduler in filter(None, args.scheduler):
+        parse_scheduler(scheduler, "--scheduler")  # the last one's slip is said before the first is drawn
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     with logs_on_stderr():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..schedulers import choose_scheduler, scheduler_name
+from ..schedulers import choose_scheduler, parse_scheduler, scheduler_name, scheduler_settings
 from ..training.random import sample_generators
 
 # an option of an evaluation -> the argument of a pipeline's call
@@ -46,8 +46,10 @@ class Sampler:
         kind = type(pipe).__name__
         if not {"batch_size", "prompt"} & set(self.takes):
             raise ValueError(f"evaluate: a {kind} draws neither batch_size pictures nor prompts, so it cannot be evaluated.")
+        self._said: dict[str, Any] = {}
         if scheduler is not None:
             pipe.scheduler = choose_scheduler(pipe, scheduler)
+            self._said = parse_scheduler(scheduler)[1]
         self.options = {}
         for name, value in options.items():
             if value is None:
@@ -108,7 +110,8 @@ class Sampler:
         """The settings as they are in effect, for the result."""
         described: dict[str, Any] = {"pipeline": type(self.pipe).__name__}
         if (own := getattr(self.pipe, "scheduler", None)) is not None:
-            described["scheduler"] = scheduler_name(own)
+            # what was asked for is said even where it is a default: the model's own may be another
+            described["scheduler"] = scheduler_name(own, {**scheduler_settings(own), **self._said})
         for name, argument in ARGUMENTS.items():
             if argument in self.takes:
                 default = self.pipe.config.get(f"default_{argument}", self.takes[argument].default)

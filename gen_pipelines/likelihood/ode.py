@@ -114,6 +114,7 @@ def ode_log_density(
     Returns: the log-densities, float32 or better, and the evaluations of the network.
     """
     evaluations = 0
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if steps is None:
         steps = STEPS.get(solver, 1)
     probe = uniform(x.shape, generator, x.device).sub(0.5).sign().to(x.dtype) if trace == "hutchinson" else None
@@ -167,7 +168,7 @@ class Stretched:
         self._scale = (math.asinh((low - CENTRE) / WIDTH) - self._first) / steps
 
     def lambda_(self, u: float) -> float:
-        """The half log-SNR at u; at the ends to the last bit, for a trained range may end there."""
+        """The half log-SNR at u; never beyond the ends, where a trained range may end."""
         return min(max(CENTRE + WIDTH * math.sinh(self._first + self._scale * u), self.low), self.high)
 
     def rate(self, u: float) -> float:
@@ -271,7 +272,7 @@ def _adaptive(estimate: Estimate, start: State, low: float, high: float, toleran
     def field(lambda_: Tensor, state: State) -> State:
         return estimate(min(max(float(lambda_), low), high), state[0])[1:]  # a stage at the end is asked for an ulp beside it
 
-    ends: Any = torch.tensor([high, low], dtype=torch.float64)
+    ends: Any = torch.tensor([high, low], dtype=torch.float64, device=start[0].device)
     at_the_end = {"step_t": ends[1:]}  # or it would step beyond the trained range and interpolate
     z_path, total_path = odeint(field, start, ends, rtol=tolerance, atol=tolerance, method="dopri5", options=at_the_end)
     return z_path[-1], total_path[-1]

@@ -18,6 +18,7 @@ from ..hub.card import model_card
 from ..hub.loading import INDEX_NAME, LoadingError, check_module, component_class, components_of, hub_reason, load_component, read_index
 from ..hub.push import push_folder, push_object, strip_origin
 from ..hub.saving import written_at_once
+from ..schedulers.base import GaussianScheduler
 from ..schedulers.bridge import BridgedScheduler
 from .from_diffusers import MAPPED
 from .hosting import host_scheduler
@@ -152,11 +153,12 @@ class GenerativePipeline(DiffusionPipeline):
             what = f"{scheduler.__name__} is a class" if is_class else f"a {type(scheduler).__name__} is not a scheduler"
             how = f"an object, {scheduler.__name__}()" if is_class else "one of gen_pipelines.schedulers or of diffusers"
             raise TypeError(f"{type(self).__name__}.scheduler: {what}; assign {how}.")
+        decided = isinstance(scheduler, GaussianScheduler) and scheduler.is_bound and scheduler.parameterization == known
         scheduler = host_scheduler(scheduler, known)
         if known is None or scheduler.corrects_network:  # from_config(pipe.scheduler.config, prediction_type=...): the user knows better
             known = self.__dict__["_parameterization"] = scheduler.parameterization
-        before = self.__dict__.get("scheduler")
-        return scheduler.bind(known, grid=None if before is None else before.config)
+        before = self.__dict__.get("scheduler")  # one that was on this network already, such as the pipeline's own, has its grid
+        return scheduler.bind(known, grid=None if before is None or decided else before.config)
 
     # -------------------------------------------------------------------------------------------------------------- what is not there
 

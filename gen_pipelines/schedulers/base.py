@@ -279,6 +279,8 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         config |= explicit
         if "shift" in explicit and "flow_shift" in config:
             config["flow_shift"] = config["shift"]
+        elif explicit.get("flow_shift") is not None and "shift" in config:
+            config["shift"] = config["flow_shift"]
         if isinstance(p.path, EDMPath):  # there they are the network's own range
             config = {k: v for k, v in config.items() if k not in ("sigma_min", "sigma_max")}
             if "sigma_schedule" in (*others, *explicit):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 from typing import Any
 
 from ..processes.config import NETWORK_KEYS
@@ -18,7 +19,7 @@ def parse_scheduler(text: str, said: str = "scheduler") -> tuple[type, dict[str,
         text: a name as `find_scheduler` takes it, then any number of `:key=value`, arguments of the class; values are JSON, or words.
         said: how messages call it.
     Raises:
-        ValueError: there is no such scheduler, it has no such argument, or a setting is not `key=value`.
+        ValueError: there is no such scheduler, it has no such argument, or no such value of it.
     """
     from . import find_scheduler
 
@@ -29,9 +30,11 @@ def parse_scheduler(text: str, said: str = "scheduler") -> tuple[type, dict[str,
         key, separator, value = (part.strip() for part in pair.partition("="))
         if not separator or not value:
             raise ValueError(f"{said} {text}: {pair!r} is no key=value; write {name}:timestep_spacing=trailing.")
+        if key in settings:
+            raise ValueError(f"{said} {text}: {key} is set twice; set it once.")
         if key not in takes:
             raise ValueError(f"{said} {text}: {wanted.__name__} has no setting {key}; it has {', '.join(sorted(takes))}.")
-        settings[key] = _value(value)
+        settings[key] = _value(value, takes[key], f"{said} {text}: {key}={value}")
     return wanted, settings
 
 
@@ -42,15 +45,26 @@ def choose_scheduler(pipe: Any, text: str, said: str = "scheduler") -> Any:
     the grid from the pipeline.
 
     Raises:
-        ValueError: as `parse_scheduler`; or a pipeline that draws without steps, or a value that the class refuses.
+        ValueError: as `parse_scheduler`; or a pipeline that draws without steps, or a setting without effect on its network.
     """
     wanted, settings = parse_scheduler(text, said)
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{said} {text}: a {type(pipe).__name__} draws without steps; leave it out.")
-    if _class_of(pipe.scheduler).__name__ == wanted.__name__:
-        return type(pipe.scheduler).from_config(pipe.scheduler.config, **settings) if settings else pipe.scheduler
-    # one of our pipelines knows its network; in one of diffusers only the config does
-    return wanted(**settings) if hasattr(pipe, "parameterization") else wanted.from_config(pipe.scheduler.config, **settings)
+    own = _class_of(pipe.scheduler)
+    if own.__name__ == wanted.__name__:
+        if not settings:
+            return pipe.scheduler
+        wanted, chosen = own, type(pipe.scheduler).from_config(pipe.scheduler.config, **settings)
+    elif hasattr(pipe, "parameterization"):
+        chosen = wanted(**settings)
+    else:  # in a pipeline of diffusers only the config knows the network
+        chosen = wanted.from_config(pipe.scheduler.config, **settings)
+    network = getattr(pipe, "parameterization", None)
+    config = chosen.bind(network).config if network is not None and hasattr(chosen, "bind") else chosen.config
+    takes = _settings_of(wanted)
+    if idle := [key for key, value in settings.items() if key not in takes or _plain(config.get(key)) != _plain(value)]:
+        raise ValueError(f"{said} {text}: {idle[0]} does nothing in {wanted.__name__} on this model's network; leave it out.")
+    return chosen
 
 
 def scheduler_name(scheduler: Any, settings: dict[str, Any] | None = None) -> str:
@@ -84,6 +98,8 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
         plain = own().config
     usual = {key: plain.get(key, default) for key, default in _settings_of(own).items()}
     found = {key: scheduler.config[key] for key in sorted(usual) if key in scheduler.config}
+    if found.get("flow_shift") == found.get("shift"):  # two names of one thing
+        found.pop("flow_shift", None)
     return {key: value for key, value in found.items() if _plain(value) != _plain(usual[key])}
 
 
@@ -102,12 +118,31 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _value(text: str) -> Any:
+def _value(text: str, default: Any, where: str) -> Any:
+    """What a text says, of the kind that the default is."""
     try:
-        return json.loads(text.lower() if text in ("True", "False") else "null" if text == "None" else text)
+        value = json.loads({"true": "true", "false": "false", "none": "null"}.get(text.lower(), text))
     except ValueError:
-        return text
+        value = text
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not math.isfinite(value):
+        raise ValueError(f"{where} is no finite number.")
+    if value is None or default is None or isinstance(default, list | tuple | dict):
+        return value
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "true or false"
+    elif isinstance(default, int | float):
+        real = isinstance(default, float)
+        fits, kind = number and (real or isinstance(value, int)), "a number" if real else "a whole number"
+        value = float(value) if fits and real else value
+    else:
+        fits, kind = isinstance(value, str), "a word"
+    if not fits:
+        raise ValueError(f"{where}: give {kind}.")
+    return value
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 3.0 and 3 are one setting
     return value if isinstance(value, str) else json.dumps(_plain(value), separators=(",", ":"))

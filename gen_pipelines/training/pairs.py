@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "pairs.json"
 _FREE = ("count",)  # may grow
-_WITH_NOISE = ("DDPMScheduler", "EulerAncestralScheduler", "ScoreSDEScheduler")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -68,7 +67,7 @@ def draw_pairs(
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _agree(folder, settings)
-    if settings["scheduler"] in _WITH_NOISE:
+    if _draws_noise(pipe.scheduler):
         logger.warning(
             "%s adds noise on its way: its samples do not follow from the noise that they are paired with, and reflow on such pairs is "
             "flow matching again. Take a deterministic sampler (ddim, heun, rectified_flow, ...).",
@@ -105,7 +104,7 @@ def _settings_of(
         **about,
         "format": 1,
         "scheduler": getattr(scheduler, "hosted_class", type(scheduler)).__name__,
-        "scheduler_settings": scheduler_settings(scheduler) or None,
+        "scheduler_settings": json.loads(json.dumps(scheduler_settings(scheduler))) or None,
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
         "guidance_scale": usual if guidance is None else guidance,
         "prediction": pipe.parameterization.prediction,
@@ -118,12 +117,21 @@ def _settings_of(
     }
 
 
+def _draws_noise(scheduler: Any) -> bool:
+    """Whether steps draw noise of their own, as far as the class's name and its settings say."""
+    name = getattr(scheduler, "hosted_class", type(scheduler)).__name__
+    config = scheduler.config
+    by_setting = config.get("stochastic_sampling") or config.get("s_churn") or str(config.get("algorithm_type")).startswith("sde")
+    return bool(by_setting) or name.startswith("DDPM") or "Ancestral" in name or "SDE" in name
+
+
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
     """Writes `pairs.json`, or refuses where there are pairs of other settings."""
     path = folder / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text())
-        different = [k for k in {**before, **settings} if k not in _FREE and before.get(k) != settings.get(k)]
+        said = {k: v for k, v in settings.items() if k != "scheduler_settings" or k in before}  # older folders do not say them
+        different = [k for k in {**before, **said} if k not in _FREE and before.get(k) != said.get(k)]
         if different:
             name = different[0]
             raise ValueError(

@@ -8,7 +8,7 @@ from analytic import GAUSSIAN, NETWORKS
 from torch.testing import assert_close
 
 from gen_pipelines.likelihood.denoiser import Denoiser, levels_log_prob, unit_level
-from gen_pipelines.likelihood.ode import ode_log_density, ode_log_likelihood
+from gen_pipelines.likelihood.ode import SOLVERS, ode_log_density, ode_log_likelihood
 from gen_pipelines.likelihood.vlb import variational_bound
 from gen_pipelines.processes import LinearPath, Parameterization
 
@@ -186,5 +186,14 @@ def test_the_default_takes_49_evaluations_and_the_others_96():
         assert ode_log_density(denoiser, x, low, high)[1] == 49
     for solver in ("euler", "heun", "rk4"):
         assert ode_log_density(denoiser, x, -7.0, 7.0, solver=solver)[1] == 96
-    exact, tight = (ode_log_density(denoiser, x, -7.0, 7.0, torch.Generator().manual_seed(0), steps=n)[0] for n in (None, 200))
-    assert (exact - tight).abs().max() / 3 < 0.01 * math.log(2)  # 0.01 bits per dimension
+    default, tight = (
+        ode_log_density(denoiser, x, -7.0, 7.0, torch.Generator().manual_seed(0), **options)[0] for options in ({}, {"solver": "dopri5"})
+    )
+    assert (default - tight).abs().max() / 3 < 0.01 * math.log(2)  # 0.01 bits per dimension
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_half_precision_is_integrated_in_float32(solver):
+    denoiser = Denoiser(GAUSSIAN.network(FLOW), FLOW)
+    log_p, _ = ode_log_density(denoiser, torch.randn(2, 3).half(), -2.0, 2.0, steps=2, solver=solver, tolerance=1e-2)
+    assert log_p.dtype == torch.float32

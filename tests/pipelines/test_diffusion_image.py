@@ -559,14 +559,14 @@ def test_log_likelihood_counts_padding_and_belongs_to_the_picture():
     pipe.set_progress_bar_config(disable=True)
     pictures = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     own = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]
-    for kind, evaluations in (("ode", 16), ("vlb", 4)):
+    for kind, evaluations in (("ode", 5), ("vlb", 4)):
         many = pipe.log_likelihood(pictures, generator=own(1, 2, 3), kind=kind, steps=4, batch_size=2)
         one = pipe.log_likelihood(pictures[1:2], generator=own(2), kind=kind, steps=4)
         assert many.kind == kind and many.nats.shape == (3,) and many.num_function_evaluations == evaluations
         torch.testing.assert_close(many.nats[1:2], one.nats, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(many.bits_per_dim, -many.nats / (36 * 0.6931471805599453))
     twice = pipe.log_likelihood(pictures, num_samples=3, generator=own(1, 2, 3), steps=2)
-    assert (twice.stderr > 0).all() and twice.num_function_evaluations == 24
+    assert (twice.stderr > 0).all() and twice.num_function_evaluations == 9
     with pytest.raises(ValueError, match="none of ode, vlb"):
         pipe.log_likelihood(pictures, kind="exact")
     with pytest.raises(TypeError, match="takes no stepz"):

@@ -5,12 +5,17 @@ from types import SimpleNamespace
 
 import diffusers
 import pytest
+import torch
+from analytic import NETWORKS
 
+from gen_pipelines import DiffusionImagePipeline
 from gen_pipelines.processes import Parameterization
 from gen_pipelines.schedulers import (
     SCHEDULERS,
     BridgedScheduler,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerScheduler,
     choose_scheduler,
     find_scheduler,
     parse_scheduler,
@@ -29,8 +34,6 @@ def test_a_scheduler_is_found_by_every_way_of_writing_its_name(short):
 
 
 def test_schedulers_of_diffusers_are_found_and_no_others():
-    from gen_pipelines.schedulers import find_scheduler
-
     for name in set(HOSTED) - {cls.__name__ for cls in SCHEDULERS.values()}:
         assert find_scheduler(name) is getattr(diffusers, name)
     with pytest.raises(ValueError, match="--scheduler eulr: there is no such scheduler, did you mean euler; there are ddpm"):
@@ -82,8 +85,60 @@ def test_schedulers_of_diffusers_have_such_names_too():
     ("ddim:shift", "--scheduler ddim:shift: 'shift' is no key=value; write ddim:timestep_spacing=trailing"),
     ("ddim:shfit=1", "--scheduler ddim:shfit=1: DDIMScheduler has no setting shfit; it has .*shift"),
     ("ddim:beta_start=1", "DDIMScheduler has no setting beta_start"),
+    ("ddim:shift=1:shift=2", "shift is set twice"),
+    ("heun:use_karras_sigmas=no", "use_karras_sigmas=no: give true or false"),
+    ("ddim:steps_offset=1.5", "steps_offset=1.5: give a whole number"),
+    ("heun:s_churn=much", "s_churn=much: give a number"),
+    ("heun:s_churn=NaN", "s_churn=NaN is no finite number"),
+    ("heun:timestep_spacing=3", "timestep_spacing=3: give a word"),
     ("dim:shift=1", "--scheduler dim: there is no such scheduler, did you mean ddim"),
 ])  # fmt: skip
 def test_a_setting_that_there_is_not_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         parse_scheduler(text, "--scheduler")
+
+
+def pipeline(scheduler):
+    from diffusers import UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    unet = UNet2DModel(8, 1, 1, block_out_channels=(8,), norm_num_groups=2, layers_per_block=1, **blocks)
+    return DiffusionImagePipeline(scheduler, unet=unet)
+
+
+@pytest.mark.parametrize("network", ["ddpm_eps", "sd3_flow", "edm"])
+@pytest.mark.parametrize("short", SCHEDULERS)
+def test_on_a_pipeline_a_name_gives_its_scheduler_back(short, network):
+    """Whatever the model's own grid is, and on every path; and the model's own comes back as it was."""
+    p = NETWORKS[network][0]
+    own = EulerScheduler(use_karras_sigmas=True).bind(p)
+    pipe = pipeline(own)
+    config = dict(pipe.scheduler.config)
+    pipe.scheduler = choose_scheduler(pipe, f"{short}:use_beta_sigmas=true:use_karras_sigmas=false")
+    chosen = dict(pipe.scheduler.config)
+    name = scheduler_name(pipe.scheduler, {**scheduler_settings(pipe.scheduler), "use_karras_sigmas": False})
+    assert "use_beta_sigmas=true" in name
+    pipe.scheduler = own
+    assert dict(pipe.scheduler.config) == config  # nothing of the other's grid stays
+    pipe.scheduler = choose_scheduler(pipe, name)
+    assert dict(pipe.scheduler.config) == chosen
+
+
+def test_a_shift_has_one_name_whichever_way_it_was_given():
+    flow = NETWORKS["sd3_flow"][0]
+    for given in ({"shift": 3}, {"shift": 3.0}, {"flow_shift": 3.0}):
+        bound = DPMSolverMultistepScheduler(**given).bind(flow)
+        assert bound.config["shift"] == 3 and scheduler_name(bound) == "dpm_solver_multistep:shift=3"
+        bound.set_timesteps(4)
+        plain = DPMSolverMultistepScheduler().bind(flow)
+        plain.set_timesteps(4)
+        assert not torch.equal(bound.timesteps, plain.timesteps)
+
+
+def test_a_setting_that_does_nothing_is_refused():
+    theirs = pipeline(diffusers.DDIMScheduler())
+    with pytest.raises(ValueError, match="use_karras_sigmas does nothing in DDIMScheduler on this model's network"):
+        choose_scheduler(theirs, "ddim:use_karras_sigmas=true")  # only ours of this name has it
+    ours = pipeline(EulerScheduler().bind(NETWORKS["edm"][0]))
+    with pytest.raises(ValueError, match="sigma_min does nothing in HeunScheduler"):
+        choose_scheduler(ours, "heun:sigma_min=0.1")  # there it is the network's
