@@ -82,7 +82,7 @@ def in_native_time(pipe: DiffusionImagePipeline, network, x: Tensor, probe: Tens
         evaluations += 1
         with torch.enable_grad():
             x = state[0].detach().requires_grad_(True)
-            at = float(t)
+            at = min(max(float(t), start), end)
             out = network(p.scale_model_input(x, at), torch.tensor(float(p.network_time(at))))
             x_0, eps = p.denoise(out, x, at)
             velocity = float(p.path.alpha_dot(at)) * x_0 + float(p.path.sigma_dot(at)) * eps
@@ -91,8 +91,9 @@ def in_native_time(pipe: DiffusionImagePipeline, network, x: Tensor, probe: Tens
 
     times = torch.tensor([start, end], dtype=torch.float64)
     alpha, _ = p.path.level(start)
+    exact = {"rtol": tolerance, "atol": tolerance, "method": "dopri5", "options": {"step_t": times[1:]}}  # no step beyond the end
     with torch.no_grad():
-        states = odeint(field, (alpha * x, torch.zeros(len(x))), times, rtol=tolerance, atol=tolerance, method="dopri5")
+        states = odeint(field, (alpha * x, torch.zeros(len(x))), times, **exact)
     z, change = states[0][-1], states[1][-1]
     last = p.path.level(end)
     scale = math.hypot(last.alpha, last.sigma)
