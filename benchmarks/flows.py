@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -237,21 +235,15 @@ def speed(steps: int, hidden: int, repeats: int, threads: int) -> None:
 
 def one_pass(name: str, steps: int, hidden: int) -> None:
     """In a process of its own: how much the peak memory grows by one forward and backward pass, in MB."""
+    from gen_pipelines.evaluation.evaluate import peak_memory
+
     torch.set_num_threads(1)
     model = BUILDERS[name][1](steps, hidden)
     x = torch.rand(32, CHANNELS, SIZE, SIZE) * 2 - 1
     model.loss(x[:2]).backward()  # buffers of the libraries, gradients
-    before = peak_memory()
+    before = peak_memory(x.device)
     model.loss(x).backward()
-    print(peak_memory() - before)
-
-
-def peak_memory() -> float:
-    """The peak of this program, in MB: by Linux's VmHWM where there is one, since ru_maxrss begins at the peak of the parent process."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    print(peak_memory(x.device) - before)
 
 
 def memory(hidden: int) -> None:

@@ -337,7 +337,7 @@ def describe(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     from gen_pipelines.schedulers import parse_scheduler, scheduler_name
 
     sampler = getattr(pipe, "scheduler", None)
-    _, said = ("", {}) if settings["scheduler"] is None else parse_scheduler(settings["scheduler"])  # the rest is the model's own
+    said = {} if settings["scheduler"] is None else parse_scheduler(settings["scheduler"])[1]  # the rest is the model's own
     decided = {name: settings[name] for name in ("num_inference_steps", "guidance_scale")}
     for name, value in decided.items():
         if value is None:  # ours say it in their config, diffusers' pipelines in the signature of the call

@@ -135,8 +135,10 @@ def ode_log_density(
     start = (c * x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
     if solver == "dopri5":
         z_end, change = _adaptive(estimate, start, low, high, tolerance)
+    elif solver == "adams":
+        z_end, change = _adams(estimate, start, Stretched(low, high, steps))
     else:
-        z_end, change = (_adams if solver == "adams" else _runge_kutta(solver))(estimate, start, Stretched(low, high, steps))
+        z_end, change = _runge_kutta(_TABLEAUS[solver], estimate, start, Stretched(low, high, steps))
     # along the flow d log p = -div dlambda, so log p(data) = log p(noise) + the integral of div from data to noise
     log_noise = -0.5 * (z_end.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return log_noise + change + x[0].numel() * math.log(c), evaluations
@@ -218,23 +220,20 @@ def _sum(weights: list[float], values: list[Tensor]) -> Tensor:
     return sum((weight * value for weight, value in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0])
 
 
-def _runge_kutta(solver: str) -> Callable[[Estimate, State, Stretched], State]:
+Slope = Callable[[float, Tensor], State]
+
+
+def _runge_kutta(step: Callable[[Slope, float, State], State], estimate: Estimate, start: State, grid: Stretched) -> State:
     """A one-step method on the whole grid."""
 
-    def solve(estimate: Estimate, start: State, grid: Stretched) -> State:
-        def slope(u: float, z: Tensor) -> State:
-            _, velocity, divergence = estimate(grid.lambda_(u), z)
-            return grid.rate(u) * velocity, grid.rate(u) * divergence
+    def slope(u: float, z: Tensor) -> State:
+        _, velocity, divergence = estimate(grid.lambda_(u), z)
+        return grid.rate(u) * velocity, grid.rate(u) * divergence
 
-        state = start
-        for i in range(grid.steps):
-            state = _TABLEAUS[solver](slope, i, state)
-        return state
-
-    return solve
-
-
-Slope = Callable[[float, Tensor], State]
+    state = start
+    for i in range(grid.steps):
+        state = step(slope, i, state)
+    return state
 
 
 def _euler(slope: Slope, u: float, state: State) -> State:

@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..processes.level import Level
+from ..schedulers.choice import scheduler_class
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def positions_for(scheduler: Any, strength: float) -> list[int]:
         ValueError: the scheduler cannot start there; it goes from data to noise.
     """
     starts, count = scheduler.starts, len(scheduler.timesteps)
-    name = getattr(scheduler, "hosted_class", type(scheduler)).__name__
+    name = scheduler_class(scheduler).__name__
     if float(scheduler.sigmas[0]) < float(scheduler.sigmas[-1]):
         raise ValueError(f"{name} goes from data to noise; editing needs one that goes from noise to data.")
     steps = scheduler.num_inference_steps if len(starts) == 1 else len(starts)

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from torch import Tensor
 
 from ..models.calling import latent_layout
+from ..schedulers.choice import scheduler_class
 from .conditioning import Captions, PictureSize, text_encoding
 from .editing import (
     RePaint,
@@ -283,7 +284,7 @@ class LatentInpaintPipeline(LatentEditingPipeline):
         """
         starts = [p for p in self.scheduler.starts if p >= positions[0]]
         if len(starts) == 1 and self.scheduler.num_inference_steps > 1 and positions[0] == 0:
-            name = getattr(self.scheduler, "hosted_class", type(self.scheduler)).__name__
+            name = scheduler_class(self.scheduler).__name__
             raise ValueError(f"{name} can only be run once from its first timestep: leave out resampling, or take another scheduler.")
         if resampling.repeats > 1 and len(starts) <= resampling.jump:
             logger.warning("resampling has no effect: %d steps are run, and a stretch has %d.", len(starts), resampling.jump)

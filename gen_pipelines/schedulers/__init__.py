@@ -4,7 +4,7 @@ import difflib
 import re
 
 from .bridge import HOSTED, BridgedScheduler
-from .choice import choose_scheduler, parse_scheduler, scheduler_name, scheduler_settings
+from .choice import choose_scheduler, parse_scheduler, scheduler_class, scheduler_name, scheduler_settings
 from .consistency import ConsistencyScheduler
 from .ddim import DDIMScheduler
 from .ddim_inverse import DDIMInverseScheduler
@@ -23,7 +23,7 @@ __all__ = [
     "SCHEDULERS", "BridgedScheduler", "ConsistencyScheduler", "DDIMInverseScheduler", "DDIMScheduler", "DDPMScheduler",
     "DPMSolverMultistepScheduler", "EulerAncestralScheduler", "EulerScheduler", "FlowMatchEulerScheduler", "FlowMatchHeunScheduler",
     "HeunScheduler", "RectifiedFlowScheduler", "ScoreSDEScheduler", "UniPCScheduler", "choose_scheduler",
-    "find_scheduler", "parse_scheduler", "scheduler_name", "scheduler_settings",
+    "find_scheduler", "parse_scheduler", "scheduler_class", "scheduler_name", "scheduler_settings",
 ]  # fmt: skip
 
 # the command line's name -> class

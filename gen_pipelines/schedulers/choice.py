@@ -7,7 +7,7 @@ from typing import Any
 
 from ..processes.config import NETWORK_KEYS
 
-__all__ = ["choose_scheduler", "parse_scheduler", "scheduler_name", "scheduler_settings"]
+__all__ = ["choose_scheduler", "parse_scheduler", "scheduler_class", "scheduler_name", "scheduler_settings"]
 
 _SEPARATOR = ":"  # a shell leaves it alone, and no value holds one
 
@@ -50,7 +50,7 @@ def choose_scheduler(pipe: Any, text: str, said: str = "scheduler") -> Any:
     wanted, settings = parse_scheduler(text, said)
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"{said} {text}: a {type(pipe).__name__} draws without steps; leave it out.")
-    own = _class_of(pipe.scheduler)
+    own = scheduler_class(pipe.scheduler)
     if own.__name__ == wanted.__name__:
         if not settings:
             return pipe.scheduler
@@ -75,7 +75,7 @@ def scheduler_name(scheduler: Any, settings: dict[str, Any] | None = None) -> st
     """
     from . import SCHEDULERS
 
-    own = _class_of(scheduler).__name__
+    own = scheduler_class(scheduler).__name__
     name = next((short for short, one in SCHEDULERS.items() if one.__name__ == own), own)
     said = scheduler_settings(scheduler) if settings is None else settings
     return _SEPARATOR.join([name, *(f"{key}={_text(value)}" for key, value in sorted(said.items()))])
@@ -89,7 +89,7 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     from .base import GaussianScheduler
     from .bridge import BridgedScheduler
 
-    own = _class_of(scheduler)
+    own = scheduler_class(scheduler)
     if isinstance(scheduler, BridgedScheduler):
         plain = BridgedScheduler(own(), scheduler.parameterization).config
     elif isinstance(scheduler, GaussianScheduler):
@@ -103,7 +103,7 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if _plain(value) != _plain(usual[key])}
 
 
-def _class_of(scheduler: Any) -> type:
+def scheduler_class(scheduler: Any) -> type:
     """The scheduler's class, of diffusers where one of diffusers is hosted."""
     return getattr(scheduler, "hosted_class", type(scheduler))
 

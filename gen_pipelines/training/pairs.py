@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..hub.saving import check_writable, usual_permissions
-from ..schedulers import scheduler_settings
+from ..schedulers import scheduler_class, scheduler_settings
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _settings_of(
     return {
         **about,
         "format": 1,
-        "scheduler": getattr(scheduler, "hosted_class", type(scheduler)).__name__,
+        "scheduler": scheduler_class(scheduler).__name__,
         "scheduler_settings": json.loads(json.dumps(scheduler_settings(scheduler))) or None,
         "num_inference_steps": pipe.config.default_num_inference_steps if steps is None else steps,
         "guidance_scale": usual if guidance is None else guidance,
@@ -119,7 +119,7 @@ def _settings_of(
 
 def _draws_noise(scheduler: Any) -> bool:
     """Whether steps draw noise of their own, as far as the class's name and its settings say."""
-    name = getattr(scheduler, "hosted_class", type(scheduler)).__name__
+    name = scheduler_class(scheduler).__name__
     config = scheduler.config
     by_setting = config.get("stochastic_sampling") or config.get("s_churn") or str(config.get("algorithm_type")).startswith("sde")
     return bool(by_setting) or name.startswith("DDPM") or "Ancestral" in name or "SDE" in name
