@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
                     own = {"prompt": edit.prompt, **settings, **_plain(how), **edit.settings, "seed": edit.seed}
                     path = Path(args.out) if alone else Path(args.out) / edit.name
                     pictures.write_picture(image, path, own | {"height": image.height, "width": image.width})
-                    print(path, flush=True)
+                    pictures.announce(path)
             images += drawn if args.grid else []
     if args.grid:
         images, settings = generate.gather(images, settings, rank, world)
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             own = {"prompts": list(dict.fromkeys(edit.prompt for edit in edits)), "num": args.num or 1, **settings, **_plain(how)}
             own |= {"image": ", ".join(dict.fromkeys(edit.path for edit in edits)), "height": images[0].height, "width": images[0].width}
             pictures.write_picture(pictures.make_grid(images, columns=args.num if (args.num or 1) > 1 else None), path, own)
-            print(path, flush=True)
+            pictures.announce(path)
     return 0
 
 

@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
                     own |= {} if picture.label is None else {"class_label": picture.label}
                     path = Path(args.out) if alone else Path(args.out) / picture.name
                     pictures.write_picture(image, path, own)
-                    print(path, flush=True)
+                    pictures.announce(path)
             images += drawn if args.grid else []
     if args.grid:
         images, settings = gather(images, settings, rank, world)
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
             size = {"height": images[0].height, "width": images[0].width}
             classes = {} if labels is None else {"class_labels": labels}
             pictures.write_picture(grid, path, {"prompts": prompts, "num": num, **classes, **settings, **size})
-            print(path, flush=True)
+            pictures.announce(path)
     return 0
 
 

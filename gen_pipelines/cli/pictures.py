@@ -93,6 +93,12 @@ def write_picture(image: Image, path: Path, settings: dict[str, Any], **options:
         image.save(side, format="PNG", pnginfo=chunks, **options)
 
 
+def announce(path: Path) -> None:
+    """Print a picture's path. In one write: torchrun runs its processes unbuffered, where `print` writes the end of the line by itself
+    and the paths of two processes can meet on one line."""
+    print(f"{path}\n", end="", flush=True)
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that drew a picture.
 

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, which: str) -> int:
         how |= {"image": paths[0], "image_sha256": _sha256(paths[0])}
     settings |= generate.describe(pipe, settings) | {name: value for name, value in how.items() if value is not None}
     pictures.write_picture(image, path, {"prompt": "", **settings, "height": image.height, "width": image.width}, **options)
-    print(path, flush=True)
+    pictures.announce(path)
     return 0
 
 

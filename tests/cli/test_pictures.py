@@ -1,6 +1,9 @@
 """Names, atomic writes, the settings inside a PNG, grids."""
 
+import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -107,3 +110,20 @@ def test_grid(count, columns, size):
     for i in range(count):
         assert grid.getpixel((i % across * 6, i // across * 5)) == (10 * i, 0, 0)
     assert count == 1 or grid.getpixel((4, 0)) == (255, 255, 255)
+
+
+def test_a_path_is_one_write(monkeypatch):
+    """As in `python -u`, which is how torchrun runs its processes: every write of the text layer goes straight to the file."""
+    writes = []
+
+    class File(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            writes.append(bytes(data))
+            return len(data)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(File(), encoding="utf-8", write_through=True))
+    pictures.announce(Path("a/apple-0.png"))
+    assert [data for data in writes if data] == [b"a/apple-0.png\n"]
