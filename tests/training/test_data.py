@@ -162,6 +162,9 @@ def test_caption_noise_rates():
     # 5 standard deviations of a binomial of 4000: each of the three fails once in 1.7 million
     for count, p in ((empty, 0.2), (shorter, 0.8 * 0.3), (invented, 0.8 * 0.25)):
         assert abs(count - 4000 * p) < 5 * (4000 * p * (1 - p)) ** 0.5
+    assert {len(text.split()) for text in drawn} == {0, 1, 2, 3, 4, 5}
+    in_order = captions[0].split()
+    assert all(sorted(kept, key=in_order.index) == kept for kept in (text.split() for text in drawn) if set(kept) <= set(in_order))
     with pytest.raises(ValueError, match="between 0 and 1"):
         CaptionNoise(captions, drop=1.5)
 
