@@ -322,7 +322,7 @@ class EndlessBatches(torch.utils.data.Sampler):
 class CaptionNoise:
     """Spoils captions a little in training, so that an unknown or missing word degrades the picture gracefully.
 
-    With probability `word_dropout` some words are left out: any number of them, but not the last one, so that "smiling face with
+    With probability `word_dropout` some words are left out: any number of them short of all, so that "smiling face with
     sunglasses" also teaches "sunglasses". With probability `pseudo_word` one word is replaced by an invented one made of pieces of two
     others: a network that has seen invented words learns that they say nothing, and draws something that fits the rest.
     With probability `article` the caption begins with "a", "an" or "the", as people write who ask for one, where captions of data do not.
@@ -345,8 +345,8 @@ class CaptionNoise:
             return ""
         words = caption.split()
         if len(words) > 1 and source.random() < self.word_dropout:
-            left = source.sample(range(len(words)), source.randint(1, len(words) - 1))
-            words = [words[place] for place in sorted(left)]
+            kept = source.sample(range(len(words)), source.randint(1, len(words) - 1))
+            words = [words[place] for place in sorted(kept)]
         if words and self.vocabulary and source.random() < self.pseudo_word:
             one, other = source.choice(self.vocabulary), source.choice(self.vocabulary)
             words[source.randrange(len(words))] = one[: math.ceil(len(one) / 2)][::-1] + other[len(other) // 2 :]
