@@ -62,7 +62,7 @@ def code_elbo(
         seen = observe(levels[part].to(model.device), model.config.likelihood, model.config.num_bits, own)
         codes = model.encode(seen.x).codes
         total = model.decode_codes(codes).distribution.log_prob(seen.x) + seen.weight
-        classes = priors[0].config.num_classes
+        classes = next((prior.config.num_classes for prior in priors if prior.config.num_classes is not None), None)
         if labels is not None or classes is None:
             total = total + _log_prior(priors, codes, None if labels is None else labels[part].to(model.device))
         else:  # each class as likely as any other
@@ -76,4 +76,7 @@ def code_elbo(
 
 def _log_prior(priors: list[Any], codes: list[Tensor], labels: Tensor | None) -> Tensor:
     """log p(codes of all levels | labels), (B,)."""
-    return sum(prior.log_prob(codes[number], labels, codes[:number]) for number, prior in enumerate(priors))
+    total = torch.zeros(len(codes[0]), device=codes[0].device)
+    for number, prior in enumerate(priors):
+        total = total + prior.log_prob(codes[number], None if prior.config.num_classes is None else labels, codes[:number])
+    return total

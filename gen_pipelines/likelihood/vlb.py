@@ -4,7 +4,8 @@ For ancestral sampling with the posterior's variance on lambda_0 > lambda_1 > ..
 
     -log P(k) <= KL(q(z_K | x_0), N(0, I)) + sum_i (e^(2 lambda_i) - e^(2 lambda_(i+1))) / 2 E |x_0 - x_0(z_(i+1))|^2 - E log P(k | z_0)
 
-Ho et al. 2020, eq. 5, https://arxiv.org/abs/2006.11239, in the form of Kingma et al. 2021, eq. 11 to 14, https://arxiv.org/abs/2107.00630
+Ho et al. 2020, eq. 5, https://arxiv.org/abs/2006.11239, in the form of Kingma et al. 2021, eq. 11 to 14, https://arxiv.org/abs/2107.00630,
+whose decoder P(k | z_0) it has too: Ho et al.'s L_0, in which the network decodes, is `VariationalObjective`'s.
 """
 
 from __future__ import annotations

@@ -157,8 +157,10 @@ class GenerativePipeline(DiffusionPipeline):
         scheduler = host_scheduler(scheduler, known)
         if known is None or scheduler.corrects_network:  # from_config(pipe.scheduler.config, prediction_type=...): the user knows better
             known = self.__dict__["_parameterization"] = scheduler.parameterization
-        before = self.__dict__.get("scheduler")  # one that was on this network already, such as the pipeline's own, has its grid
-        return scheduler.bind(known, grid=None if before is None or decided else before.config)
+        # the model's grid is that of the pipeline's first scheduler: those in between leave nothing behind
+        bound = scheduler.bind(known, grid=None if decided else self.__dict__.get("_first_grid"))
+        self.__dict__.setdefault("_first_grid", bound.config)
+        return bound
 
     # -------------------------------------------------------------------------------------------------------------- what is not there
 

@@ -7,10 +7,21 @@ from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .conditioning.captions import check_count, shape_of
 
-__all__ = ["OUTPUT_TYPES", "check_callback", "check_count", "check_eta", "check_generator", "check_output_type", "shape_of"]
+__all__ = [
+    "OUTPUT_TYPES",
+    "check_callback",
+    "check_count",
+    "check_eta",
+    "check_generator",
+    "check_output_type",
+    "latents_from_callback",
+    "shape_of",
+    "version_of",
+]
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -60,3 +71,19 @@ def check_callback(callback: Any, names: Sequence[str], allowed: Sequence[str]) 
         raise TypeError(f"callback_on_step_end must be callable, got a {type(callback).__name__}.")
     if unknown := [name for name in names if name not in allowed]:
         raise ValueError(f"callback_on_step_end_tensor_inputs must be among {', '.join(allowed)}, got {', '.join(map(str, unknown))}.")
+
+
+def version_of(tensor: Tensor | None) -> int | None:
+    """How often a tensor was written into; None where it does not count, as in inference mode."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def latents_from_callback(value: Any, before: Tensor) -> Tensor:
+    """The latents that a callback returned, in the dtype and on the device of those that it was given.
+
+    Raises:
+        ValueError: they are none, or of another shape.
+    """
+    if not isinstance(value, Tensor) or value.shape != before.shape:
+        raise ValueError(f"callback_on_step_end returned latents of shape {shape_of(value)}; they must keep {shape_of(before)}.")
+    return value.to(before)

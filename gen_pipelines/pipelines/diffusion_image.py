@@ -28,7 +28,7 @@ from ..schedulers.ddim import DDIMScheduler
 from ..schedulers.ddim_inverse import DDIMInverseScheduler
 from ..schedulers.updates import raise_level
 from .base import GenerativePipeline
-from .checks import check_callback, check_count, check_eta, check_generator, check_output_type, shape_of
+from .checks import check_callback, check_count, check_eta, check_generator, check_output_type, latents_from_callback, shape_of
 from .guidance import ClassifierFreeGuidance, Guidance, as_guidance, evaluation, guided, needed_branches
 from .interpolation import spherical
 from .pictures import as_mask, as_pictures, crop, pad
@@ -770,7 +770,7 @@ class DiffusionImagePipeline(GenerativePipeline):
             )
         if self._guidance_scale is not scale:
             guidance = as_guidance(self._guidance_scale)
-        return answer.get("latents", latents), guidance
+        return latents_from_callback(answer.get("latents", latents), latents), guidance
 
     # --------------------------------------------------------------------------------------------------------------------- inpainting
 

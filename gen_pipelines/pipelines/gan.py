@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from .base import GenerativePipeline
-from .checks import check_count
+from .checks import check_count, shape_of
 from .pictures import crop
 
 __all__ = ["GANPipeline"]
@@ -68,7 +68,7 @@ class GANPipeline(GenerativePipeline):
         """Draws pictures.
 
         Args:
-            batch_size: how many, where no labels are given.
+            batch_size: how many; one label and a `batch_size` give that many of it.
             class_labels: one class or one per picture; drawn from `generator` if the network has classes and none are given.
             num_images_per_label: pictures for every label.
             generator: one for all pictures, or one per picture, which then does not depend on the batch.
@@ -104,11 +104,12 @@ class GANPipeline(GenerativePipeline):
         `truncation`: the two ends are moved into the truncated normal first, as in a call.
         """
         check_count("num_images", num_images, least=2)
+        self.check_ends(start, end, class_labels, [(self.latent_dim,)])
         self.check_truncation(truncation)
         if truncation is not None:
             start, end = truncated(torch.stack([start, end]), truncation)
         z = torch.stack([slerp(start, end, i / (num_images - 1)) for i in range(num_images)]).to(self._execution_device)
-        labels = self.prepare_labels(None if class_labels is None else [class_labels], 1, None)
+        labels = self.prepare_labels(None if class_labels is None else [int(class_labels)], 1, None)
         labels = None if labels is None else labels.expand(num_images)  # one class for all
         return self.finish(self.crop(self.generator(z, labels).sample), output_type, True).images
 
@@ -127,6 +128,7 @@ class GANPipeline(GenerativePipeline):
         """
         check_count("frames", frames)
         check_count("stops", stops, least=2)
+        self.check_class(class_labels)
         if isinstance(generator, (list, tuple)) and len(generator) != stops:
             raise ValueError(f"{len(generator)} generators for {stops} stops; give one, or one per stop.")
         self.check_truncation(truncation)
@@ -149,20 +151,18 @@ class GANPipeline(GenerativePipeline):
         """(number of pictures, one label per picture or None). Raises ValueError or TypeError."""
         check_count("batch_size", batch_size)
         check_count("num_images_per_label", num_images_per_label)
-        classes = self.generator.config.get("num_classes")
         labels = None
         if class_labels is not None:
-            if classes is None:
-                raise ValueError(f"class_labels: this {type(self.generator).__name__} has no classes; leave them out.")
-            labels = [class_labels] if isinstance(class_labels, Integral) else list(class_labels)
-            if strange := [label for label in labels if not (isinstance(label, Integral) or _is_whole(label))]:
-                raise ValueError(f"class_labels: {strange[0]!r} is none of 0 to {classes - 1}.")
-            labels = [int(label) for label in labels]
+            labels = [class_labels] if isinstance(class_labels, Integral) or not hasattr(class_labels, "__iter__") else list(class_labels)
             if not labels:
                 raise ValueError("class_labels is empty; give at least one class.")
-            if wrong := [label for label in labels if not 0 <= label < classes]:
-                raise ValueError(f"class_labels: {wrong[0]} is none of 0 to {classes - 1}.")
-            labels = [label for label in labels for _ in range(num_images_per_label)]
+            for label in labels:
+                self.check_class(label)
+            if len(labels) == num_images_per_label == 1:
+                num_images_per_label = batch_size
+            labels = [int(label) for label in labels for _ in range(num_images_per_label)]
+            if batch_size not in (1, len(labels)):
+                raise ValueError(f"batch_size {batch_size}, but class_labels ask for {len(labels)} pictures; leave it out.")
         count = batch_size if labels is None else len(labels)
         if latents is not None:
             count = len(latents) if labels is None else count
@@ -174,10 +174,31 @@ class GANPipeline(GenerativePipeline):
             raise ValueError(f"output_type {output_type!r} is none of {', '.join(OUTPUTS)}.")
         return count, labels
 
+    def check_class(self, label: Any) -> None:
+        """Raises ValueError for what is no class of this network; None is allowed."""
+        classes = self.generator.config.get("num_classes")
+        if label is None:
+            return
+        if classes is None:
+            raise ValueError(f"class_labels: this {type(self.generator).__name__} has no classes; leave them out.")
+        whole = isinstance(label, Integral) and not isinstance(label, bool) or _is_whole(label)
+        if not whole or not 0 <= int(label) < classes:
+            raise ValueError(f"class_labels: {label!r} is none of 0 to {classes - 1}.")
+
+    def check_ends(self, start: Any, end: Any, label: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Raises ValueError unless both ends of a way have one of the shapes, and the label is a class or None."""
+        self.check_class(label)
+        got = [tuple(point.shape) if isinstance(point, Tensor) else None for point in (start, end)]
+        if got[0] != got[1] or got[0] not in shapes:
+            raise ValueError(
+                f"start and end must be tensors of shape {' or '.join(map(str, shapes))}, got {shape_of(start)} and {shape_of(end)}."
+            )
+
     def check_truncation(self, truncation: float | None) -> None:
         """Raises ValueError for a truncation that this network's noise cannot have."""
-        if truncation is not None and not (math.isfinite(truncation) and truncation > 0):
-            raise ValueError(f"truncation must be a positive number of standard deviations, got {truncation}.")
+        number = isinstance(truncation, Real) and not isinstance(truncation, bool)
+        if truncation is not None and not (number and math.isfinite(truncation) and truncation > 0):
+            raise ValueError(f"truncation must be a positive number of standard deviations, got {truncation!r}.")
 
     @property
     def picture_size(self) -> tuple[int, int]:

@@ -264,9 +264,8 @@ class GlowPipeline(GenerativePipeline):
             generator: one, or one per picture.
             value_range: (-1, 1) or (0, 1).
         """
-        return flow_log_likelihood(
-            self.flow, images, None if labels is None else torch.as_tensor(labels).reshape(-1), num_samples, generator, value_range
-        )
+        labels = None if labels is None else self.labels_of(labels, None, "log_likelihood")
+        return flow_log_likelihood(self.flow, images, labels, num_samples, generator, value_range)
 
     # ------------------------------------------------------------------------------------------------------------------------ helpers
 

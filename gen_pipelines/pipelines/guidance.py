@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,7 +173,7 @@ class GuidanceInterval(_Around):
     """Another guidance where low < sigma / alpha <= high, and the conditional prediction alone elsewhere.
 
     The bounds are noise levels, so the interval is the same under every scheduler and number of steps (the `start` and `stop` of diffusers'
-    guiders count steps). On the linear path sigma / alpha is t / (1 - t).
+    guiders count steps, here from the interval's first). On the linear path sigma / alpha is t / (1 - t).
 
     References: Kynkaanniemi et al. 2024, eq. 5, https://arxiv.org/abs/2404.07724
 
@@ -190,6 +190,7 @@ class GuidanceInterval(_Around):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", as_guidance(self.guidance))
+        object.__setattr__(self, "_first", None)
         if not 0.0 <= self.low < self.high:
             raise ValueError(f"GuidanceInterval: 0 <= low < high must hold for sigma / alpha, got low={self.low}, high={self.high}.")
 
@@ -197,12 +198,19 @@ class GuidanceInterval(_Around):
         ratio = math.inf if at.level.alpha == 0.0 else at.level.sigma / at.level.alpha
         return self.low < ratio <= self.high
 
+    def _counted(self, at: Evaluation) -> Evaluation:
+        """`at` with steps counted from the first inside: guiders with a memory clear it at their step 0."""
+        return replace(at, step=at.step - self._first)
+
     def branches_at(self, at: Evaluation) -> tuple[str, ...]:
-        object.__setattr__(self, "_asked", self._inside(at))
-        return needed_branches(self.guidance, at) if self._inside(at) else ("cond",)
+        inside = self._inside(at)
+        object.__setattr__(self, "_asked", inside)
+        if at.step == 0 or self._first is None:
+            object.__setattr__(self, "_first", at.step if inside else None)
+        return needed_branches(self.guidance, self._counted(at)) if inside else ("cond",)
 
     def combine_at(self, outputs: Sequence[Tensor], at: Evaluation) -> Tensor:
-        return _combine(self.guidance, outputs, at) if self._inside(at) else outputs[0]
+        return _combine(self.guidance, outputs, self._counted(at)) if self._inside(at) else outputs[0]
 
     def around(self, denoiser: nn.Module) -> Any:
         return super().around(denoiser) if self._asked else nullcontext()  # elsewhere the guider has nothing to hook

@@ -22,7 +22,7 @@ from ..models.text_cache import TextCache, cached_text
 from ..processes.grids import MAX_STEPS
 from .adapters import LoraAdapters
 from .base import GenerativePipeline
-from .checks import check_eta
+from .checks import check_eta, latents_from_callback, version_of
 from .conditioning import Captions, text_encoding
 from .conditioning.captions import check_count, shape_of
 from .conditioning.resolution_bins import has_bins, nearest_bin
@@ -490,6 +490,7 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             ValueError: it returned what it may not, or switched guidance on, for which nothing was encoded.
         """
         tensors = {"latents": latents, **{name: _part(conditions, name) for name in names if name != "latents"}}
+        versions = {name: version_of(tensor) for name, tensor in tensors.items()}
         scale = self._guidance_scale
         answer = callback(self, step, t, {name: tensors[name] for name in names}) or {}
         if unknown := sorted(set(answer) - set(self._callback_tensor_inputs)):
@@ -500,11 +501,11 @@ class LatentPipeline(LoraAdapters, GenerativePipeline):
             guidance = self._guidance = as_guidance(self._guidance_scale)
             if "uncond" not in conditions and guidance != ClassifierFreeGuidance(1.0):
                 raise ValueError("callback_on_step_end switched guidance on in a call that began without it; begin with a scale above 1.")
-        for name, value in answer.items():
-            if name != "latents" and value is not tensors.get(name):
+        for name, value in (tensors | answer).items():  # a tensor that was written into counts as well as one that was returned
+            if name != "latents" and (value is not tensors.get(name) or version_of(value) != versions[name]):
                 conditions = _with_part(conditions, name, value)
                 batches.clear()
-        return answer.get("latents", latents), conditions, guidance
+        return latents_from_callback(answer.get("latents", latents), latents), conditions, guidance
 
     # --------------------------------------------------------------------------------------------------------------------- the decoder
 
@@ -582,6 +583,8 @@ def _with_part(conditions: dict[str, TextCondition], name: str, value: Tensor) -
         new = {"uncond": value} if "uncond" in conditions else {}
     elif len(value) == 2 * len(cond) and "uncond" in conditions:
         new["uncond"], new["cond"] = value.chunk(2)
+    elif len(value) == 1 < len(cond) and torch.equal(value, (told := getattr(cond, part))[-1:]):
+        new["cond"] = told  # diffusers' SDCFGCutoffCallback means the half with the prompts by its last row
     elif len(value) in (1, len(cond)):
         new["cond"] = value.expand(len(cond), *value.shape[1:])
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from .checks import check_count
+from ..models.gans.stylegan2 import NOISE
+from .checks import check_count, shape_of
 from .gan import GANPipeline
 from .pictures import as_pictures
 
@@ -56,30 +58,43 @@ class StyleGANPipeline(GANPipeline):
         Args:
             truncation: psi; 1 or None for none, 0 for the average picture.
             truncation_cutoff: truncate only the first so many layers.
-            styles: (B, num_ws, w_dim), instead of noise.
+            styles: (B, num_ws, w_dim), instead of noise: what `output_type="latent"` returned; truncated like others.
             noise: of the layers: "const" (stored with the network), "random" (from `generator`), "none".
             output_type: "latent" gives the styles (B, num_ws, w_dim).
         """
         if styles is not None:
-            wanted = (len(styles), self.generator.num_ws, self.generator.config.w_dim)
-            if styles.shape != wanted:
-                raise ValueError(f"styles have shape {tuple(styles.shape)}; give {wanted}.")
-            batch_size, class_labels = len(styles), None
+            self.check_styles("styles", styles)
+            if given := [name for name, value in (("class_labels", class_labels), ("latents", latents)) if value is not None]:
+                raise ValueError(f"{given[0]} and styles: a picture is made of styles alone; leave out one of them.")
+            batch_size = len(styles)
         count, labels = self.check_inputs(batch_size, class_labels, num_images_per_label, generator, latents, output_type)
         self.check_truncation(truncation)
+        if truncation_cutoff is not None:
+            check_count("truncation_cutoff", truncation_cutoff, least=0, most=self.generator.num_ws)
+        if noise not in NOISE:
+            raise ValueError(f"noise {noise!r} is none of {', '.join(NOISE)}.")
+        psi = 1.0 if truncation is None else float(truncation)
         if styles is None:
             labels = self.prepare_labels(labels, count, generator)
             z = self.prepare_latents(count, generator, latents, None)
-            psi = 1.0 if truncation is None else float(truncation)
             styles = self.generator.map(z, labels, psi, truncation_cutoff)
+        else:
+            styles = self.generator.mapping.truncate(styles.to(self._execution_device), psi, truncation_cutoff)
         if output_type == "latent":
             return self.finish(styles, output_type, return_dict)
         return self.finish(self.crop(self.render(styles, noise, generator)), output_type, return_dict)
 
     def check_truncation(self, truncation: float | None) -> None:
         """Raises ValueError for a psi that is not finite."""
-        if truncation is not None and not math.isfinite(truncation):
-            raise ValueError(f"truncation must be a finite number (1 for none, 0 for the average picture), got {truncation}.")
+        number = isinstance(truncation, Real) and not isinstance(truncation, bool)
+        if truncation is not None and not (number and math.isfinite(truncation)):
+            raise ValueError(f"truncation must be a finite number (1 for none, 0 for the average picture), got {truncation!r}.")
+
+    def check_styles(self, name: str, styles: Any) -> None:
+        """Raises ValueError unless styles are a tensor (B, num_ws, w_dim) of at least one picture."""
+        wanted = (self.generator.num_ws, self.generator.config.w_dim)
+        if not isinstance(styles, Tensor) or styles.ndim != 3 or tuple(styles.shape[1:]) != wanted or not len(styles):
+            raise ValueError(f"{name}: styles have shape {shape_of(styles)}; give (at least 1, {wanted[0]}, {wanted[1]}).")
 
     def render(self, styles: Tensor, noise: str = "const", generator: Any = None) -> Tensor:
         """Pictures (B, C, H, W) in about [-1, 1], of styles (B, num_ws, w_dim)."""
@@ -107,6 +122,7 @@ class StyleGANPipeline(GANPipeline):
         `truncation` is psi, as in a call.
         """
         check_count("num_images", num_images, least=2)
+        self.check_ends(start, end, class_labels, [(self.generator.num_ws, self.generator.config.w_dim), (self.latent_dim,)])
         self.check_truncation(truncation)
         ends = torch.stack([start, end]).to(self._execution_device)
         if ends.ndim == 2:
@@ -129,10 +145,8 @@ class StyleGANPipeline(GANPipeline):
         References: Karras et al. 2019, section 3.1 and figure 3
         """
         tables = [self.layers(which) for which in (("coarse", "middle", "fine") if layers == "all" else (layers,))]
-        wanted = (self.generator.num_ws, self.generator.config.w_dim)
         for name, styles in (("rows", rows), ("columns", columns)):
-            if styles.ndim != 3 or tuple(styles.shape[1:]) != wanted or not len(styles):
-                raise ValueError(f"{name}: styles have shape {tuple(styles.shape)}; give (at least 1, {wanted[0]}, {wanted[1]}).")
+            self.check_styles(name, styles)
         left, top = (self.crop(self.render(styles, noise)) for styles in (rows, columns))              # (R or C, c, h, w)
         cells = [torch.ones_like(top[:1]), *top.split(1)]
         for chosen in tables:
@@ -244,6 +258,10 @@ class StyleGANPipeline(GANPipeline):
     @torch.no_grad()
     def edit(self, styles: Tensor, direction: Tensor, strengths: Sequence[float], layers: str | Sequence[int] | None = None) -> list[Any]:
         """PIL pictures of styles (1, num_ws, w_dim) moved along a direction (w_dim,) by each strength, in some layers or in all."""
+        self.check_styles("styles", styles)
+        if len(styles) != 1 or not isinstance(direction, Tensor) or direction.shape != styles.shape[2:]:
+            wanted = f"(1, {self.generator.num_ws}, {self.generator.config.w_dim}) and a direction ({self.generator.config.w_dim},)"
+            raise ValueError(f"edit takes styles {wanted}, got {tuple(styles.shape)} and {shape_of(direction)}.")
         moved = styles.repeat(len(strengths), 1, 1)
         chosen = list(range(self.generator.num_ws)) if layers is None else self.layers(layers)
         steps = torch.tensor(strengths, dtype=styles.dtype, device=styles.device)[:, None, None] * direction.to(styles)

@@ -19,7 +19,7 @@ from ..models.calling import unwrap
 from ..processes.random import Generators, normal
 from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, picture_grid, pictures_of
 from .base import GenerativePipeline
-from .checks import check_output_type
+from .checks import check_count, check_output_type, shape_of
 
 __all__ = ["DiffusionPipeline", "ModelMixin", "VAEPipeline"]
 
@@ -40,6 +40,7 @@ class VAEPipeline(GenerativePipeline):
         if not isinstance(vae, nn.Module) or not isinstance(unwrap(vae), VAEModel):
             raise TypeError(f"VAEPipeline: vae must be a VAEModel, got {type(vae).__name__}.")
         self.register_modules(vae=vae)
+        vae.eval()
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -102,6 +103,9 @@ class VAEPipeline(GenerativePipeline):
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """The means of p(x | z) for latents (B, d), as `__call__` returns pictures."""
         check_output_type(output_type, PICTURE_TYPES)
+        dim = self.vae.config.latent_dim
+        if not isinstance(latents, Tensor) or latents.ndim != 2 or latents.shape[1] != dim or not len(latents):
+            raise ValueError(f"VAEPipeline.decode: latents are a tensor of shape (B, {dim}), got {shape_of(latents)}.")
         return finish(self.vae.decode(latents.to(self.device)).sample, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
@@ -183,8 +187,8 @@ class VAEPipeline(GenerativePipeline):
             raise ValueError("VAEPipeline.log_likelihood: this model has no classes; leave out labels.")
         if kind not in ("elbo", "iwae"):
             raise ValueError(f"VAEPipeline.log_likelihood: kind {kind!r} is none of elbo, iwae.")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"VAEPipeline.log_likelihood: num_samples {num_samples} is not allowed; give 1 or more.")
+        if num_samples is not None:
+            check_count("num_samples", num_samples)
         levels = levels_of(self.vae, images)
         if kind == "iwae":
             return iwae(self.vae, levels, num_samples or 64, generator)

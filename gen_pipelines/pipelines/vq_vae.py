@@ -18,7 +18,7 @@ from ..models.calling import unwrap
 from ..processes.random import Generators, uniform
 from .autoencoding import PICTURE_TYPES, between, check_call, finish, levels_of, pictures_of
 from .base import GenerativePipeline
-from .checks import check_output_type
+from .checks import check_generator, check_output_type
 
 __all__ = ["DiffusionPipeline", "ModelMixin", "VQVAEPipeline"]
 
@@ -52,7 +52,12 @@ class VQVAEPipeline(GenerativePipeline):
                     f"VQVAEPipeline: prior {number + 1} is over {one.config.num_codes} codes of {tuple(one.config.shape)}, the model has "
                     f"{vqvae.config.num_embeddings} of {shape} there; was it trained on another model?"
                 )
+        if len(classes := {one.config.num_classes for one in given} - {None}) > 1:
+            numbers = " and ".join(map(str, sorted(classes)))
+            raise ValueError(f"VQVAEPipeline: the priors know {numbers} classes; they were trained on different labels.")
         self.register_modules(vqvae=vqvae, prior=prior, prior_2=prior_2, prior_3=prior_3)
+        for module in (vqvae, *given):
+            module.eval()
 
     @property
     def priors(self) -> list[Any]:
@@ -61,8 +66,8 @@ class VQVAEPipeline(GenerativePipeline):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the priors know; None for unconditional ones."""
-        return self.priors[0].config.num_classes if self.priors else None
+        """Classes that the priors know, or some of them; None for unconditional ones."""
+        return next((one.config.num_classes for one in self.priors if one.config.num_classes is not None), None)
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -108,7 +113,8 @@ class VQVAEPipeline(GenerativePipeline):
         codes: list[Tensor] = []
         with self.progress_bar(total=sum(height for height, _ in self.vqvae.code_shapes)) as bar:
             for prior, one in zip(self.priors, temperatures, strict=True):
-                codes.append(prior.sample(count, labels, codes, generator, one, on_row=bar.update))    # (B, h, w)
+                told = None if prior.config.num_classes is None else labels
+                codes.append(prior.sample(count, told, codes, generator, one, on_row=bar.update))      # (B, h, w)
         if output_type == "latent":
             return ImagePipelineOutput(images=codes) if return_dict else (codes,)
         described = self.vqvae.decode_codes(codes)
@@ -129,6 +135,9 @@ class VQVAEPipeline(GenerativePipeline):
     def decode(self, codes: Sequence[Tensor], output_type: str = "pil") -> Any:
         """The means of p(x | codes) for codes (B, h, w) of every level from the top down."""
         check_output_type(output_type, PICTURE_TYPES)
+        known = self.vqvae.config.num_embeddings
+        if any(level.is_floating_point() or level.min() < 0 or level.max() >= known for level in codes if level.numel()):
+            raise ValueError(f"VQVAEPipeline.decode: codes are whole numbers from 0 to {known - 1}.")
         return finish(self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
@@ -186,6 +195,7 @@ class VQVAEPipeline(GenerativePipeline):
         if num_samples not in (None, 1):
             raise ValueError(f"VQVAEPipeline.log_likelihood: num_samples {num_samples}: the encoder draws nothing, leave it out.")
         levels = levels_of(self.vqvae, images)
+        check_generator(generator, len(levels))
         if labels is not None:
             labels, count = self._labels(None, labels, 1)
             if count != len(levels):

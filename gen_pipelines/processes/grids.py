@@ -67,6 +67,12 @@ class GridOptions:
     time_shift_type: str = "exponential"
     shift_terminal: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("rho", "shift", "flow_shift"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"set_timesteps: {name} = {value}; give a number above 0.")
+
     @classmethod
     def from_config(cls, config: dict[str, Any], **defaults: Any) -> "GridOptions":
         """Read the keys of a scheduler config; a key that is absent or null has its value in `defaults`, else the class's."""
@@ -140,7 +146,8 @@ def _check_count(n: int, count: int, what: str) -> None:
 def _leading(p: Parameterization, n: int, o: GridOptions) -> np.ndarray:
     count = _count(p)
     _check_count(n, count, "timestep_spacing='leading'")
-    return _index_nodes(np.arange(n, dtype=np.float64)[::-1] * (count // n) + o.steps_offset, p, count)
+    index = np.arange(n, dtype=np.float64)[::-1] * (count // n) + o.steps_offset
+    return _index_nodes(index if n > 1 else np.array([count - 1.0]), p, count)  # one step begins in noise, not in data
 
 
 def _trailing(p: Parameterization, n: int, o: GridOptions) -> np.ndarray:
@@ -154,7 +161,7 @@ def _trailing(p: Parameterization, n: int, o: GridOptions) -> np.ndarray:
 
 def _linspace(p: Parameterization, n: int, o: GridOptions) -> np.ndarray:
     count = _count(p)
-    index = np.linspace(0, count - 1, n, dtype=np.float64)[::-1]
+    index = np.linspace(0, count - 1, n, dtype=np.float64)[::-1] if n > 1 else np.array([count - 1.0])  # one step begins in noise
     if o.round_timesteps and isinstance(p.path, DiscreteVPPath):
         _check_count(n, count, "rounded timesteps")
         index = np.round(index)
@@ -254,7 +261,7 @@ def _respaced(p: Parameterization, n: int, o: GridOptions, times: np.ndarray, re
         return _lambda(p, n, o)
     low, high = p.trained_t_range
     first, last = (sigma_of_level(p, p.path.level(float(np.clip(t, low, high)))) for t in (times[0], times[-1]))
-    largest, smallest = _sigma_ends(p, o, _finite(first), last)
+    largest, smallest = _sigma_ends(p, o, _finite(first), _finite(last))
     if respacing == "use_karras_sigmas":
         sigmas = _karras(largest, smallest, n, o.rho)
     elif respacing == "use_exponential_sigmas":

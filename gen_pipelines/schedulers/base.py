@@ -348,6 +348,9 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         if not isinstance(parameterization, Parameterization):
             raise TypeError(f"{type(self).__name__}.bind: got a {type(parameterization).__name__}; give a Parameterization.")
         said = {k: v for k, v in self._explicit.items() if k in NETWORK_KEYS and k not in ("sigma_schedule", "parameterization")}
+        fixed = str(said.get("variance_type")).startswith("fixed") and not parameterization.learned_variance
+        if fixed:  # how much noise the sampler adds is its own choice, where the network did not learn it
+            parameterization = parameterization.with_(variance=said.pop("variance_type"))
         theirs = {**VP_NETWORK, **parameterization.to_config()} if said else {}
         for key, value in said.items():
             fits = theirs.get(key) == (list(value) if isinstance(value, tuple) else value) or not (value or theirs.get(key))
@@ -372,6 +375,7 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
     def _clear(self) -> None:
         self._stages: list[Stage] | None = None
         self._timesteps: Tensor | None = None
+        self._moved_grid: bool | None = None
         self._sigmas: Tensor | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -653,6 +657,8 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
         else:
             timesteps = torch.as_tensor(timesteps, device=x_0.device).reshape((-1,) + (1,) * (x_0.ndim - 1))
             alpha, sigma = self._levels_at(timesteps, x_0.dtype)
+            if self._stages is not None and self._moved:
+                alpha, sigma = self._levels_of_stages(timesteps, alpha, sigma)
             noisy = torch.addcmul(alpha * x_0, sigma, eps)
         return noisy.to(original_samples.dtype)
 
@@ -665,12 +671,36 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
                 bars = p.path.alphas_cumprod
                 self._table = torch.stack([bars.sqrt(), (1 - bars).sqrt()]).to(timesteps.device, dtype)
                 self._table_key = key
-            return self._table.index_select(1, timesteps.reshape(-1)).view(2, *timesteps.shape).unbind()
+            try:
+                return self._table.index_select(1, timesteps.reshape(-1)).view(2, *timesteps.shape).unbind()
+            except (IndexError, RuntimeError) as error:
+                if timesteps.device.type != "cpu" or (0 <= timesteps.min() and timesteps.max() < len(self)):
+                    raise
+                raise ValueError(
+                    f"{type(self).__name__}: timesteps are whole numbers from 0 to {len(self) - 1}, got {timesteps.flatten().tolist()[:8]}."
+                ) from error
         if isinstance(p.path, LinearPath):  # nothing there that needs float64
             t = p.path_time(timesteps.to(dtype))
             return 1 - t, t
         t = p.path_time(timesteps if timesteps.device.type == "mps" else timesteps.double())
         return p.path.alpha(t).to(dtype), p.path.sigma(t).to(dtype)
+
+    @property
+    def _moved(self) -> bool:
+        """Whether a stage's level is not the one that the network's path has at what the network is given (rounded, respaced grids)."""
+        if self._moved_grid is None:
+            alpha, sigma = self._levels_at(self._timesteps.cpu(), torch.float64)
+            here = torch.tensor([(stage.here.alpha, stage.here.sigma) for stage in self._stages], dtype=torch.float64)
+            self._moved_grid = not torch.allclose(torch.stack([alpha, sigma], 1), here, rtol=1e-4, atol=1e-6)
+        return self._moved_grid
+
+    def _levels_of_stages(self, timesteps: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The levels with those of the stages in place of the path's, for elements of `self.timesteps`; it waits for no device."""
+        same = timesteps.reshape(-1, 1) == self._timesteps.to(timesteps.device)                        # (B, S)
+        found, which = same.any(1).view(timesteps.shape), same.to(torch.uint8).argmax(1)
+        ends = torch.tensor([(stage.here.alpha, stage.here.sigma) for stage in self._stages], dtype=alpha.dtype).to(alpha.device)
+        ours = ends[which].unbind(1)
+        return tuple(torch.where(found, own.view(timesteps.shape), old) for own, old in zip(ours, (alpha, sigma), strict=True))
 
     def _level_for(self, timesteps: Tensor) -> Level | None:
         """The level where it is known without reading the tensor."""
@@ -684,6 +714,32 @@ class GaussianScheduler(PushMixin, SchedulerMixin, ConfigMixin):
             if 0 <= offset < len(self._values) * self._stride:
                 return self._stages[offset // self._stride].here
         return None
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha eps - sigma x_0, what a network of `v_prediction` is trained on; arguments and shapes as in `add_noise`.
+
+        References: Salimans and Ho 2022, appendix D, https://arxiv.org/abs/2202.00512
+        """
+        x_0, eps = _wide(sample), _wide(noise)
+        timesteps = torch.as_tensor(timesteps, device=x_0.device).reshape((-1,) + (1,) * (x_0.ndim - 1))
+        alpha, sigma = self._levels_at(timesteps, x_0.dtype)
+        return (alpha * eps - sigma * x_0).to(sample.dtype)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 of the network's training steps, float32, as diffusers' training scripts read it; only discrete paths have it."""
+        return self._table_of("alphas_cumprod")
+
+    @property
+    def betas(self) -> Tensor:
+        """The variances of the training's forward steps, float32; only discrete paths have them."""
+        return self._table_of("betas")
+
+    def _table_of(self, name: str) -> Tensor:
+        path = self.parameterization.path
+        if not isinstance(path, DiscreteVPPath):
+            raise AttributeError(f"{type(self).__name__} has no {name} on this network: its path ({path.name}) is no table of steps.")
+        return getattr(path, name).float()
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` under the name and argument order of diffusers' flow-matching schedulers."""

@@ -24,6 +24,8 @@ def churned(p: Parameterization, grid: Grid, config: dict[str, Any]) -> list[tup
 
     References: Karras et al. 2022, algorithm 2, lines 4 to 6, https://arxiv.org/abs/2206.00364
     """
+    if config["s_churn"] < 0:
+        raise ValueError(f"set_timesteps: s_churn = {config['s_churn']}; give a number of 0 (no churn) or more.")
     gamma = min(config["s_churn"] / len(grid), math.sqrt(2) - 1)
     top = math.inf if config["s_tmax"] is None else config["s_tmax"]
     highest = p.path.level(p.trained_t_range[1])

@@ -125,8 +125,10 @@ class MultistepScheduler(GaussianScheduler, SchedulerMixin):
             )
         if o.timestep_spacing == "linspace":
             index = np.linspace(0, count - 1, n + 1).round()[:0:-1]
-        elif o.timestep_spacing == "leading":
+        elif o.timestep_spacing == "leading" and n > 1:
             index = np.arange(n, 0, -1) * (count // (n + 1)) + float(o.steps_offset)
+        elif o.timestep_spacing == "leading":
+            index = np.array([count - 1.0])  # one step begins in noise
         elif count == p.path.num_train_timesteps:
             return None, None
         else:

@@ -67,7 +67,7 @@ class AdaptiveAugmentation(nn.Module):
         """Pictures (B, C, H, W), differentiably changed; sample i's numbers come from generator i."""
         batch = len(x)
         chance = uniform((batch, 12), random, x.device)
-        size = normal((batch, 12), random, x.device)
+        size = normal((batch, 14), random, x.device)
         happens = (chance < self.strength).to(x.dtype)                                                 # (B, 12)
         if self.geometry:
             x = self._move(x, happens, size)
@@ -89,7 +89,7 @@ class AdaptiveAugmentation(nn.Module):
         maps = maps @ _rotation(math.pi * turn * (2 * fraction[:, 5] - 1))
         factor = torch.exp2(0.2 * stretch * size[:, 6])
         maps = maps @ _scaling(factor, 1 / factor)
-        maps = maps @ _translation(2 * 0.125 * shift * size[:, 7], 2 * 0.125 * shift * size[:, 8])
+        maps = maps @ _translation(2 * 0.125 * shift * size[:, 12], 2 * 0.125 * shift * size[:, 13])
         margin = max(height, width) // 2
         wide = F.pad(x, (margin,) * 4, mode="reflect" if margin < min(height, width) else "replicate")
         wide = upsample2d(wide, self.taps)                                                             # (B, C, 2 (H + 2 m), ...)

@@ -67,7 +67,7 @@ def draw_pairs(
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _agree(folder, settings)
-    if _draws_noise(pipe.scheduler):
+    if rank == 0 and _draws_noise(pipe, settings):
         logger.warning(
             "%s adds noise on its way: its samples do not follow from the noise that they are paired with, and reflow on such pairs is "
             "flow matching again. Take a deterministic sampler (ddim, heun, rectified_flow, ...).",
@@ -117,12 +117,12 @@ def _settings_of(
     }
 
 
-def _draws_noise(scheduler: Any) -> bool:
-    """Whether steps draw noise of their own, as far as the class's name and its settings say."""
-    name = scheduler_class(scheduler).__name__
-    config = scheduler.config
-    by_setting = config.get("stochastic_sampling") or config.get("s_churn") or str(config.get("algorithm_type")).startswith("sde")
-    return bool(by_setting) or name.startswith("DDPM") or "Ancestral" in name or "SDE" in name
+def _draws_noise(pipe: Any, settings: dict[str, Any]) -> bool:
+    """Whether a sample depends on anything but the noise that it begins with."""
+    noise = torch.randn((1, *settings["shape"]), generator=torch.Generator().manual_seed(settings["seed"]))
+    labels = None if settings["num_classes"] is None else [0]
+    one, two = (_sample(pipe, settings, noise, labels, [torch.Generator().manual_seed(seed)]) for seed in (0, 1))
+    return not torch.allclose(one, two, rtol=1e-3, atol=1e-3)
 
 
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
@@ -149,7 +149,14 @@ def _draw(pipe: Any, settings: dict[str, Any], numbers: range) -> dict[str, Tens
     shape = (1, *settings["shape"])
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     labels = None if settings["num_classes"] is None else [i % settings["num_classes"] for i in numbers]
-    sample = pipe(
+    sample = _sample(pipe, settings, noise, labels, generators)
+    pair = {"noise": noise, "sample": sample.to(getattr(torch, settings["dtype"]))}
+    return pair if labels is None else {**pair, "label": torch.tensor(labels)}
+
+
+def _sample(pipe: Any, settings: dict[str, Any], noise: Tensor, labels: list[int] | None, generators: list[torch.Generator]) -> Tensor:
+    """What the pipeline draws from noise (B, C, h, w), of that shape, on the CPU."""
+    return pipe(
         None if labels else len(noise),
         class_labels=labels,
         latents=noise,
@@ -157,9 +164,7 @@ def _draw(pipe: Any, settings: dict[str, Any], numbers: range) -> dict[str, Tens
         guidance_scale=settings["guidance_scale"],
         generator=generators,
         output_type="latent",
-    ).images
-    pair = {"noise": noise, "sample": sample.cpu().to(getattr(torch, settings["dtype"]))}
-    return pair if labels is None else {**pair, "label": torch.tensor(labels)}
+    ).images.cpu()
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -19,7 +19,13 @@ from gen_pipelines import AutoPipeline, LatentTextToImagePipeline
 from gen_pipelines.hub.loading import check_safetensors, read_index
 from gen_pipelines.hub.saving import written_at_once
 from gen_pipelines.pipelines.base import as_dtype
-from gen_pipelines.schedulers import DDIMScheduler, DDPMScheduler, EulerScheduler, FlowMatchEulerScheduler
+from gen_pipelines.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerScheduler,
+    FlowMatchEulerScheduler,
+)
 
 
 def make_pipeline(scheduler=None, **denoiser):
@@ -434,6 +440,55 @@ def test_schedulers_of_diffusers_are_hosted():
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     assert pipe.parameterization == network and pipe.config["scheduler"] == ("gen_pipelines", "DDIMScheduler")
     assert pipe.scheduler.config["shift"] == 3.0
+
+
+def test_a_scheduler_leaves_nothing_behind_for_the_next_one():
+    """A comparison does not depend on its order: a new scheduler has its own grid and the model's, not that of the one before."""
+    import diffusers
+
+    chain = (
+        lambda: DDIMScheduler(timestep_spacing="leading"),
+        diffusers.DDIMScheduler,
+        lambda: DPMSolverMultistepScheduler(use_karras_sigmas=True, final_sigmas_type="sigma_min"),
+        diffusers.UniPCMultistepScheduler,
+        EulerScheduler,
+        FlowMatchEulerScheduler,
+        DDIMScheduler,
+    )
+    swapped = make_pipeline(FlowMatchEulerScheduler(shift=3.0))
+    for make in (*chain, *reversed(chain)):
+        fresh = make_pipeline(FlowMatchEulerScheduler(shift=3.0))
+        swapped.scheduler, fresh.scheduler = make(), make()
+        for pipe in (swapped, fresh):
+            pipe.scheduler.set_timesteps(4)
+        assert torch.equal(swapped.scheduler.timesteps, fresh.scheduler.timesteps), type(fresh.scheduler).__name__
+        assert swapped.scheduler.config == fresh.scheduler.config
+    taken = FlowMatchEulerScheduler.from_config(DDIMScheduler(timestep_spacing="leading").bind(swapped.parameterization).config)
+    swapped.scheduler = taken
+    assert swapped.scheduler.config["timestep_spacing"] == "leading"  # from_config takes over all of a config
+
+
+def test_limits_of_x_0_are_the_network_s_and_a_fixed_variance_is_the_sampler_s():
+    import diffusers
+
+    pipe = make_pipeline(DDIMScheduler(clip_sample=True), unet=conftest.make_unet())
+    for wrong, named in (
+        (diffusers.DDIMScheduler(clip_sample=False), "clip_sample=False was given.*True.*with_.clip_sample=False"),
+        (diffusers.DDIMScheduler(clip_sample_range=2.0), "clip_sample_range=2.0"),
+        (diffusers.DDIMScheduler(thresholding=True), "thresholding=True"),
+        (DDIMScheduler(clip_sample=False), "clip_sample=False"),
+        (DDPMScheduler(variance_type="learned_range"), "variance_type='learned_range'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            pipe.scheduler = wrong
+    pipe.scheduler = diffusers.DDIMScheduler(dynamic_thresholding_ratio=0.5)  # of no effect, as in diffusers
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pictures = []
+    for kind in ("fixed_small", "fixed_large"):
+        pipe.scheduler = DDPMScheduler(variance_type=kind)
+        assert pipe.scheduler.config["variance_type"] == kind and pipe.parameterization.variance is None
+        pictures.append(draw(pipe, steps=4))
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
 
 
 def test_a_wrong_config_is_corrected_by_keyword_in_diffusers_idiom():

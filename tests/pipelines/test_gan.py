@@ -38,6 +38,7 @@ def test_pictures_are_their_generators_and_labels(gan):
     alone = gan(class_labels=2, generator=generators(3), output_type="pt").images
     assert_close(alone, pictures[2:3], rtol=1e-4, atol=1e-5)
     assert len(gan(class_labels=[0, 2], num_images_per_label=3).images) == 6
+    assert len(gan(4, class_labels=1).images) == 4
     drawn = gan(batch_size=4, generator=generators(1, 2, 3, 4), output_type="pt").images  # labels are drawn from each generator
     again = gan(batch_size=1, generator=generators(3), output_type="pt").images
     assert_close(again, drawn[2:3], rtol=1e-4, atol=1e-5)
@@ -165,6 +166,10 @@ def test_directions_are_the_principal_ones(style):
     ({"latents": torch.zeros(2, 7)}, ValueError, r"give \(2, 8\)"),
     ({"batch_size": 3, "generator": generators(1)}, ValueError, "1 generators for 3 pictures"),
     ({"truncation": -1.0}, ValueError, "positive"),
+    ({"truncation": "0.5"}, ValueError, "positive number of standard deviations, got '0.5'"),
+    ({"batch_size": 3, "class_labels": [0, 1]}, ValueError, "batch_size 3, but class_labels ask for 2"),
+    ({"class_labels": "cat"}, ValueError, "'c' is none of 0 to 2"),
+    ({"class_labels": 1.0}, ValueError, "1.0 is none of 0 to 2"),
     ({"output_type": "jpeg"}, ValueError, "none of pil, np, pt, latent"),
 ])  # fmt: skip
 def test_bad_input_is_named_before_anything_is_drawn(gan, arguments, error, message, monkeypatch):
@@ -173,7 +178,40 @@ def test_bad_input_is_named_before_anything_is_drawn(gan, arguments, error, mess
         gan(**arguments)
 
 
+def test_styles_are_truncated_as_those_of_noise_are(style):
+    styles = style(2, generator=generators(1, 2), output_type="latent").images
+    for psi, cutoff in ((0.0, None), (0.5, None), (0.5, 2), (1.0, 0)):
+        options = {"truncation": psi, "truncation_cutoff": cutoff}
+        drawn = style(2, generator=generators(1, 2), output_type="latent", **options).images
+        assert_close(style(styles=styles, output_type="latent", **options).images, drawn)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda p: p.interpolate(torch.zeros(8), torch.zeros(7)), r"shape \(8,\), got \(8,\) and \(7,\)"),
+    (lambda p: p.interpolate(torch.ones(8), torch.ones(8), class_labels=9), "9 is none of 0 to 2"),
+    (lambda p: p.walk(4, 2, class_labels=-1), "-1 is none of 0 to 2"),
+])  # fmt: skip
+def test_bad_ways_are_named(gan, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(gan)
+
+
 def test_bad_styles_are_named(style):
+    one, styles = torch.zeros(1, 6, 8), torch.zeros(2, 6, 8)
+    for arguments, message in (
+        ({"styles": styles, "class_labels": [1]}, "class_labels and styles"),
+        ({"styles": styles, "latents": torch.zeros(2, 8)}, "latents and styles"),
+        ({"truncation_cutoff": 7}, "truncation_cutoff must be at most 6"),
+        ({"truncation_cutoff": -1}, "truncation_cutoff must be at least 0"),
+        ({"truncation": "0.5"}, "finite number"),
+        ({"noise": "loud", "output_type": "latent"}, "'loud' is none of random, const, none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            style(**arguments)
+    with pytest.raises(ValueError, match="edit takes styles"):
+        style.edit(styles, torch.zeros(8), [1.0])
+    with pytest.raises(ValueError, match="start and end must be tensors"):
+        style.interpolate(one[0], torch.zeros(8))
     with pytest.raises(ValueError, match="styles have shape"):
         style(styles=torch.zeros(1, 2, 8))
     with pytest.raises(ValueError, match="none of w, w\\+"):

@@ -141,6 +141,9 @@ def test_labels_are_given_drawn_or_refused():
     pipe = PIPELINES["glow_labels"]()
     assert len(pipe(class_labels=[0, 2], num_images_per_label=3).images) == 6
     assert len(pipe(batch_size=4, class_labels=1).images) == 4
+    for wrong in ([0, 7, 1, 1, 1, 1], [-1] * 6, [0.2] * 6):
+        with pytest.raises(ValueError, match="log_likelihood: labels are whole numbers from 0 to 2"):
+            pipe.log_likelihood(PICTURES, wrong)
     drawn, again = (pipe(batch_size=4, generator=seeds(1, 2, 3, 4), output_type="pt").images for _ in range(2))
     assert torch.equal(drawn, again)
     with pytest.raises(ValueError, match="from 0 to 2"):

@@ -292,6 +292,17 @@ def test_an_interval_is_of_noise_levels_and_the_same_under_every_scheduler(flow)
     flow.scheduler = FlowMatchEulerScheduler()
 
 
+def test_the_memory_of_a_guider_begins_with_each_call_s_interval(flow):
+    options = {"num_inference_steps": 6, "output_type": "latent"}
+    adaptive = lambda momentum: guiders.AdaptiveProjectedGuidance(guidance_scale=6.0, adaptive_projected_guidance_momentum=momentum)
+    with_memory = GuidanceInterval(adaptive(-0.75), high=2.0)
+    first = flow("a", guidance_scale=with_memory, generator=seeded(), **options).images
+    without = flow("a", guidance_scale=GuidanceInterval(adaptive(None), high=2.0), generator=seeded(), **options).images
+    assert (first - without).abs().max() > 1e-4
+    flow(["b", "c"], guidance_scale=with_memory, generator=seeded(), **options)  # another batch, another picture
+    assert torch.equal(flow("a", guidance_scale=with_memory, generator=seeded(), **options).images, first)
+
+
 def test_a_hooked_guider_inside_an_interval(flow):
     options = {"num_inference_steps": 4, "output_type": "latent"}
     none = flow("a", guidance_scale=1.0, generator=seeded(), **options).images

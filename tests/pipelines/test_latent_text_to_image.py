@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from gen_pipelines import AutoPipeline, ClassifierFreeGuidance, LatentTextToImagePipeline
 from gen_pipelines.models.calling import encode_text
@@ -310,6 +311,38 @@ def test_a_callback_may_change_the_text_and_the_guidance(flow, counted):
     with pytest.raises(ValueError, match="returned lattents"):
         flow("a", callback_on_step_end=lambda *a: {"lattents": None}, **options)
     assert type(flow.transformer.caption_projection).__name__ == "PixArtAlphaTextProjection"
+
+
+def test_a_cut_off_of_guidance_keeps_each_prompt(flow):
+    from diffusers.callbacks import SDCFGCutoffCallback
+
+    options = {"num_inference_steps": 4, "output_type": "latent", "callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.3)}
+    both = flow(["a", "b c"], generator=[seeded(0), seeded(1)], **options).images
+    for i, prompt in enumerate(("a", "b c")):
+        assert_close(both[i : i + 1], flow(prompt, generator=[seeded(i)], **options).images, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_callback_may_write_into_what_it_is_shown(flow, returns):
+    def replace(pipe, step, timestep, tensors):
+        return {"prompt_embeds": torch.zeros_like(tensors["prompt_embeds"])}
+
+    def overwrite(pipe, step, timestep, tensors):
+        tensors["prompt_embeds"].zero_()
+        return tensors if returns else None
+
+    options = {"num_inference_steps": 3, "output_type": "latent", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    one, two = (flow("a", callback_on_step_end=callback, generator=seeded(), **options).images for callback in (replace, overwrite))
+    assert torch.equal(one, two)
+
+
+def test_latents_of_a_callback_keep_their_shape_and_precision(flow):
+    def half(pipe, step, timestep, tensors):
+        return {"latents": tensors["latents"].half()}
+
+    assert flow("a", num_inference_steps=2, output_type="latent", callback_on_step_end=half).images.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"latents of shape \(1, 4, 4, 8\); they must keep \(1, 4, 8, 8\)"):
+        flow("a", num_inference_steps=2, callback_on_step_end=lambda p, i, t, k: {"latents": k["latents"][:, :, :4]})
 
 
 def test_a_callback_cannot_switch_guidance_on(flow):

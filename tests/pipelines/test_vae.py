@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from gen_pipelines import AutoPipeline, PixelCNNPrior, TransformerPrior, VAEModel, VAEPipeline, VQVAEModel, VQVAEPipeline
+from gen_pipelines import AutoPipeline, PixelCNNPrior, PixelSNAILPrior, TransformerPrior, VAEModel, VAEPipeline, VQVAEModel, VQVAEPipeline
 from gen_pipelines.pipelines.autoencoding import between, picture_grid
 
 
@@ -155,6 +155,36 @@ def test_without_labels_the_bound_is_the_mean_over_classes():
     assert_close(each[1], prior + decoder, rtol=1e-5, atol=1e-3)
 
 
+def test_only_priors_that_know_classes_are_told_them():
+    with_classes, without = vq_pipeline(), vq_pipeline(None)
+    for top, bottom in ((with_classes.prior, without.prior_2), (without.prior, with_classes.prior_2)):
+        pipe = VQVAEPipeline(with_classes.vqvae, top, bottom)
+        pipe.set_progress_bar_config(disable=True)
+        for parameter in (*top.parameters(), *bottom.parameters()):  # what begins at zero hears nothing
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        assert pipe.num_classes == 3
+        assert len(pipe(class_labels=[0, 2]).images) == len(pipe(2).images) == 2
+        each = torch.stack([pipe.log_likelihood(LEVELS, labels=[label] * 3).nats for label in range(3)])
+        assert (each[0] - each[1]).abs().max() > 1e-3
+        assert_close(pipe.log_likelihood(LEVELS).nats, each.logsumexp(0) - torch.tensor(3.0).log())
+
+
+def test_networks_that_were_being_trained_draw_and_measure_without_dropout():
+    model = vq_pipeline(priors=False).vqvae.train()
+    top, bottom = (
+        seeded(
+            lambda shape=shape, above=above: PixelSNAILPrior(
+                16, shape, condition_shapes=above, width=8, residual_channels=8, num_blocks=1, layers_per_block=1, num_heads=2, dropout=0.5
+            )
+        ).train()
+        for shape, above in (((2, 2), []), ((4, 4), [[2, 2]]))
+    )
+    for parameter in (*top.parameters(), *bottom.parameters()):
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    pipe = VQVAEPipeline(model, top, bottom)
+    assert torch.equal(pipe.log_likelihood(LEVELS).nats, pipe.log_likelihood(LEVELS).nats)
+
+
 def test_the_probabilities_that_codes_and_decoder_give_are_of_levels():
     """On 1 x 2 pixels of 2 levels the decoder's probabilities of one code map sum to one, so the bounds sum to at most one."""
     model = seeded(
@@ -206,6 +236,8 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vae", lambda p: p.log_likelihood(LEVELS, labels=[1]), "has no classes"),
         ("vae", lambda p: p.log_likelihood(LEVELS, kind="exact"), "'exact' is none of elbo, iwae"),
         ("vae", lambda p: p.log_likelihood(torch.rand(1, 1, 8, 8)), "must have been 8-bit"),
+        ("vae", lambda p: p.log_likelihood(LEVELS, num_samples=0), "num_samples must be at least 1, got 0"),
+        ("vae", lambda p: p.decode(torch.zeros(3, 5)), r"shape \(B, 4\), got \(3, 5\)"),
         ("vae", lambda p: p.encode(LEVELS[:, :, :4]), "8 x 8 pixels are needed"),
         ("vq_vae", lambda p: p(batch_size=3, class_labels=[1, 2]), "batch_size 3, but class_labels ask for 2"),
         ("vq_vae", lambda p: p(class_labels=3), "from 0 to 2, got 3"),
@@ -216,7 +248,11 @@ def test_a_grid_puts_pictures_row_by_row():
         ("vq_vae", lambda p: p(temperature=[1.0]), "1 temperatures for 2 levels"),
         ("vq_vae", lambda p: p.log_likelihood(LEVELS, labels=[1]), "1 labels for 3 pictures"),
         ("vq_vae", lambda p: p.log_likelihood(LEVELS, num_samples=5), "the encoder draws nothing"),
-        ("vq_vae", lambda p: p.decode([torch.zeros(1, 4, 4)]), r"are needed, got"),
+        ("vq_vae", lambda p: p.decode([torch.zeros(1, 4, 4).long()]), r"are needed, got"),
+        ("vq_vae", lambda p: p.decode([torch.zeros(1, 2, 2), torch.zeros(1, 4, 4)]), "codes are whole numbers from 0 to 15"),
+        ("vq_vae", lambda p: p.decode([torch.full((1, 2, 2), 16), torch.zeros(1, 4, 4).long()]), "codes are whole numbers from 0 to 15"),
+        ("vq_vae", lambda p: p.log_likelihood(LEVELS, generator=generators(1)), "one per picture: 3 here, got 1"),
+        ("vq_vae", lambda p: VQVAEPipeline(p.vqvae, p.prior, vq_pipeline(2).prior_2), "the priors know 2 and 3 classes"),
         ("vq_vae", lambda p: VQVAEPipeline(p.vqvae, p.prior), "1 priors for 2 levels"),
         ("vq_vae", lambda p: VQVAEPipeline(p.vqvae, p.prior_2, p.prior), "was it trained on another model"),
         ("vq_vae_without_classes", lambda p: p(class_labels=1), "know no classes"),

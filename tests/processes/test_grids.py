@@ -42,11 +42,29 @@ def test_respaced_grids_fall_too(network, respacing):
     assert grid.levels[-1] == DATA
 
 
+@pytest.mark.parametrize("options", [*({"timestep_spacing": name} for name in SPACINGS), *({name: True} for name in RESPACINGS)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_step_begins_in_noise(network, options):
+    if "use_beta_sigmas" in options:
+        pytest.importorskip("scipy", reason="use_beta_sigmas needs scipy's Beta quantiles")
+    p = NETWORKS[network][0]
+    usual = make_grid(p, 1, GridOptions()).levels[0] if p.path.name != "discrete_vp" else p.path.level(p.path.t_max)
+    (here, there) = make_grid(p, 1, GridOptions(**options)).levels
+    assert there == DATA and here.sigma == pytest.approx(usual.sigma, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"rho": 0.0}, {"rho": -7.0}, {"shift": 0.0}, {"shift": -1.0}, {"flow_shift": math.nan}])
+def test_numbers_that_lay_no_grid_are_named(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} = .*give a number above 0"):
+        GridOptions(**options)
+
+
 def test_leading_trailing_linspace_are_diffusers_on_indices():
     from diffusers import DDPMScheduler
 
     for spacing in ("leading", "trailing", "linspace"):
-        for steps in (1, 7, 50, 600, 1000):
+        for steps in (7, 50, 600, 1000):  # of one step theirs is the data's end in two of three
             theirs = DDPMScheduler(timestep_spacing=spacing)
             theirs.set_timesteps(steps)
             ours = make_grid(VP, steps, GridOptions(timestep_spacing=spacing, round_timesteps=True))

@@ -217,6 +217,34 @@ class TestInterface:
             assert noisy.dtype == torch.float32
             assert_close(noisy, expected.float(), rtol=1e-4, atol=1e-4)
 
+    @EVERY_NETWORK
+    @pytest.mark.parametrize("options", [{}, {"use_karras_sigmas": True}])
+    def test_add_noise_knows_the_elements_of_timesteps_however_they_are_given(self, cls, network, options):
+        scheduler = cls(**options).bind(NETWORKS[network][0])
+        scheduler.set_timesteps(12)
+        x_0, noise = torch.zeros(2, 2), torch.ones(2, 2)
+        for t in scheduler.timesteps[1:]:
+            expected = scheduler.add_noise(x_0, noise, t)
+            assert_close(scheduler.add_noise(x_0, noise, t.repeat(2)), expected, rtol=1e-3, atol=1e-6)
+            assert_close(scheduler.add_noise(x_0, noise, t.clone()), expected, rtol=1e-3, atol=1e-6)
+
+    @EVERY_NETWORK
+    def test_velocity_and_tables_are_the_path_s(self, cls, network):
+        p, _ = NETWORKS[network]
+        scheduler = bound(cls, network)
+        g = torch.Generator().manual_seed(0)
+        x_0, noise = (torch.randn(2, 3, generator=g) for _ in range(2))
+        t = torch.tensor([0.25, 1.0], dtype=torch.float64) * p.trained_t_range[1]
+        t = t.round() if p.path.name == "discrete_vp" else t
+        expected = p.path.alpha(t)[:, None] * noise - p.path.sigma(t)[:, None] * x_0
+        assert_close(scheduler.get_velocity(x_0, noise, p.network_time(t).float()), expected.float(), rtol=1e-4, atol=1e-4)
+        if p.path.name == "discrete_vp":
+            assert_close((1 - scheduler.betas.double()).cumprod(0).float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+            with pytest.raises(ValueError, match=f"whole numbers from 0 to {len(scheduler) - 1}"):
+                scheduler.add_noise(x_0, noise, torch.tensor([5, len(scheduler)]))
+        else:
+            assert not hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "betas")
+
     # ------------------------------------------------------------------ configs
 
     @EVERY_NETWORK

@@ -122,7 +122,38 @@ def test_drawing_mixes_styles_and_belongs_to_the_sample():
     assert_close(pictures[4:5], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_stylegan3_follows_the_power_of_its_layers_inputs_in_the_players_game_and_nowhere_else():
+    import gen_pipelines
+
+    torch.manual_seed(0)
+    shape = {"channel_base": 128, "channel_max": 8}
+    generator = gen_pipelines.StyleGAN3Generator(16, 1, 8, 8, num_mapping_layers=2, num_layers=4, num_critical=1, **shape)
+    judge = gen_pipelines.StyleGAN2Discriminator(16, 1, **shape)
+    objective, real = AdversarialObjective(), torch.randn(4, 1, 16, 16)
+    first = getattr(generator.synthesis, generator.synthesis.layer_names[0])
+    objective.generator(generator, lambda x, labels: judge(x, labels).logits, 4, random=generators(4))
+    assert first.magnitude_ema == 1
+    powers = []
+    first.register_forward_pre_hook(lambda layer, given: powers.append(given[0].square().mean()))
+    objective.discriminator(generator, lambda x, labels: judge(x, labels).logits, real, random=generators(4))
+    kept = 0.5 ** (4 / 20_000)  # Karras et al. 2021: half forgotten after 20,000 pictures
+    assert_close(first.magnitude_ema, kept + (1 - kept) * powers[0], rtol=1e-6, atol=0)
+    averages = [buffer for name, buffer in generator.named_buffers() if "magnitude" in name]
+    assert len(averages) == 5 and all(average != 1 for average in averages)
+
+
 # ------------------------------------------------------------------------------------------------------------------ augmentation
+
+
+def test_every_number_of_the_augmentation_is_drawn_for_itself():
+    """Of dark pictures with a light middle: how bright they become says nothing of where they are moved."""
+    pictures = torch.full((2000, 1, 16, 16), -0.5)
+    pictures[:, :, 6:10, 6:10] = 0.5
+    torch.manual_seed(0)
+    changed = AdaptiveAugmentation(strength=1.0)(pictures)
+    weight = (changed - changed.amin((2, 3), keepdim=True)).clamp_min(1e-6)
+    place = (weight * torch.linspace(-1, 1, 16)).sum((2, 3)) / weight.sum((2, 3))
+    assert abs(float(torch.corrcoef(torch.stack([place[:, 0], changed.amin((1, 2, 3))]))[0, 1])) < 0.1
 
 
 def test_augmentation_of_strength_zero_is_the_identity_and_of_one_is_not():
@@ -152,7 +183,7 @@ def test_mirrors_quarter_turns_and_whole_pixels_move_pixels_as_they_are(monkeypa
     def run(which, size):
         chance.fill_(1.0)
         chance[0, which] = 0.0
-        monkeypatch.setattr(module, "normal", lambda *a, **k: torch.full((1, 12), size))
+        monkeypatch.setattr(module, "normal", lambda *a, **k: torch.full((1, 14), size))
         return augment(picture)
 
     assert_close(run(0, -1.0), picture.flip(3), rtol=0, atol=0.02)

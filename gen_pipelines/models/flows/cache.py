@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 class Cached:
-    """The value of a function of tensors, computed again when one of them has changed: its version, memory, dtype or device."""
+    """The value of a function of tensors, computed again when a number in one of them or their device has changed, or `key` is another.
+
+    The numbers are compared, not the tensors' versions: an assignment through `.data`, as diffusers' `EMAModel` writes, counts none.
+    """
 
     def __init__(self) -> None:
-        self._value, self._state = None, None
+        self._value: Any = None
+        self._key: Any = None
+        self._seen: Tensor | None = None
 
-    def get(self, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
+    def get(self, tensors: Sequence[Tensor], key: Any, compute: Callable[[], Any]) -> Any:
         """`compute()`, or what it gave before if none of the tensors has changed since. With gradients it is always computed."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return compute()
-        if any(tensor.is_inference() for tensor in tensors):  # they count no versions
-            return compute()
-        if self._state is None or not all(
-            old.data_ptr() == new.data_ptr() and version == new._version and old.dtype == new.dtype and old.device == new.device
-            for (old, version), new in zip(self._state, tensors, strict=True)
-        ):
-            self._value = compute()
-            # the aliases keep the memory, so that nothing else can come to lie at the same address
-            self._state = [(tensor.detach(), tensor._version) for tensor in tensors]
+        now = torch.cat([tensor.flatten() for tensor in tensors])
+        key = (key, now.dtype, now.device)
+        if self._seen is None or self._key != key or not torch.equal(self._seen, now):
+            self._value, self._key, self._seen = compute(), key, now
         return self._value

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .cache import Cached
-
 KINDS = ("affine", "additive")
 SCALES = ("sigmoid", "tanh")
 
@@ -27,18 +25,14 @@ class ScaledConv2d(nn.Conv2d):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         self.gain = nn.Parameter(torch.zeros(out_channels))
-        self._scaled = Cached()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in, H, W). Returns: (B, out, H, W)."""
-        weight, bias = self._scaled.get((self.weight, self.gain, self.bias), self._scale)
+        scale = torch.exp(3 * self.gain)
+        weight, bias = self.weight * scale.view(-1, 1, 1, 1), self.bias * scale
         if self.edge_value:
             x = nn.functional.pad(x, (1, 1, 1, 1), value=self.edge_value)                             # (B, in, H + 2, W + 2)
         return self._conv_forward(x, weight, bias)
-
-    def _scale(self) -> tuple[Tensor, Tensor]:
-        scale = torch.exp(3 * self.gain)
-        return self.weight * scale.view(-1, 1, 1, 1), self.bias * scale
 
 
 class CouplingNetwork(nn.Module):

@@ -63,7 +63,7 @@ class GlowLevel(nn.Module):
 
     def _parts(self) -> tuple[list[ActNorm], list[InvertibleConv1x1], list[Tensor]]:
         actnorms, convs = [step.actnorm for step in self.steps], [step.conv for step in self.steps]
-        tensors = [t for a, c in zip(actnorms, convs) for t in (a.shift, a.log_scale, c.lower, c.upper, c.log_diagonal)]
+        tensors = [t for module in (*actnorms, *convs) for t in (*module.parameters(), *module.buffers())]
         return actnorms, convs, tensors
 
     def initialize(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class GlowLevel(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W). Returns: y of that shape, log_det (B,)."""
         actnorms, convs, tensors = self._parts()
-        weights, biases, log_det = self._forward.get(tensors, lambda: fold(actnorms, convs, x.dtype))   # (K, C, C), (K, C), ()
+        weights, biases, log_det = self._forward.get(tensors, x.dtype, lambda: fold(actnorms, convs, x.dtype))  # (K, C, C), (K, C), ()
         total = (log_det * x[0, 0].numel()).expand(len(x))                                            # (B,)
         if self.reversible and torch.is_grad_enabled():
             with torch.no_grad():
@@ -92,7 +92,7 @@ class GlowLevel(nn.Module):
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `forward`."""
         actnorms, convs, tensors = self._parts()
-        inverses, biases, log_det = self._inverse.get(tensors, lambda: fold_inverse(actnorms, convs, y.dtype))
+        inverses, biases, log_det = self._inverse.get(tensors, y.dtype, lambda: fold_inverse(actnorms, convs, y.dtype))
         total = (log_det * y[0, 0].numel()).expand(len(y))                                            # (B,)
         scales: Tensor | None = None
         for step, inverse, bias in zip(reversed(self.steps), inverses.flip(0), biases.flip(0)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from .base import GeneratorOutput, Generators
 from .mapping import MappingNetwork
 
 __all__ = ["ConfigMixin", "ModelMixin", "StyleGAN3Generator"]
+
+MAGNITUDE_HALF_LIFE = 20_000  # pictures after which a layer's average has half forgotten what its inputs' power was
 
 
 class FourierInput(nn.Module):
@@ -108,10 +111,9 @@ class AliasFreeLayer(nn.Module):
         before = (padding + self.up) // 2
         self.padding = (before, padding - before)
 
-    def forward(self, x: Tensor, w: Tensor, update_magnitude: bool = False, beta: float = 0.999) -> Tensor:
-        if update_magnitude:
-            with torch.no_grad():
-                self.magnitude_ema.lerp_(x.float().square().mean(), 1 - beta)
+    def forward(self, x: Tensor, w: Tensor, update_average: bool = False) -> Tensor:
+        if update_average:
+            self._follow(x.detach())
         style = self.affine(w)
         if self.is_torgb:
             style = style / math.sqrt(self.weight[0].numel())
@@ -120,6 +122,14 @@ class AliasFreeLayer(nn.Module):
         )
         gain, slope = (1.0, 1.0) if self.is_torgb else (math.sqrt(2), 0.2)
         return filtered_lrelu(x, self.up_filter, self.down_filter, self.bias, self.up, self.down, self.padding, gain, slope, self.clamp)
+
+    def _follow(self, x: Tensor) -> None:
+        """Moves the average of E[x^2], over all processes, which divides what comes in (the paper's configuration C)."""
+        power, images = x.float().square().mean(), len(x)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(power)
+            power, images = power / dist.get_world_size(), images * dist.get_world_size()
+        self.magnitude_ema.lerp_(power.to(self.magnitude_ema), 1 - 0.5 ** (images / MAGNITUDE_HALF_LIFE))
 
 
 class AliasFreeSynthesis(nn.Module):
@@ -176,10 +186,10 @@ class AliasFreeSynthesis(nn.Module):
             self.layer_names.append(f"L{i}_{sizes[i]}_{channels[i]}")
             setattr(self, self.layer_names[-1], layer)
 
-    def forward(self, ws: Tensor, update_magnitude: bool = False) -> Tensor:
+    def forward(self, ws: Tensor, update_average: bool = False) -> Tensor:
         x = self.input(ws[:, 0]).to(self.input.weight.dtype)                                           # (B, C0, s0, s0)
         for name, w in zip(self.layer_names, ws[:, 1:].unbind(1), strict=True):
-            x = getattr(self, name)(x, w.to(x.dtype), update_magnitude)                                # (B, C', s', s')
+            x = getattr(self, name)(x, w.to(x.dtype), update_average)                                  # (B, C', s', s')
         return x.float() * self.output_scale                                                           # (B, out, H, W)
 
 
@@ -255,11 +265,15 @@ class StyleGAN3Generator(GenerativeModel):
         w = self.mapping(z, labels)
         return self.mapping.truncate(w[:, None].expand(-1, self.num_ws, -1), truncation, cutoff)
 
-    def synthesize(self, ws: Tensor, noise: str = "random", generator: Generators = None) -> Tensor:
-        """Pictures (B, C, H, W), about [-1, 1], of styles (B, num_ws, w_dim). There is no noise: `noise` and `generator` have no effect."""
+    def synthesize(self, ws: Tensor, noise: str = "random", generator: Generators = None, update_average: bool = False) -> Tensor:
+        """Pictures (B, C, H, W), about [-1, 1], of styles (B, num_ws, w_dim). There is no noise: `noise` and `generator` have no effect.
+
+        Args:
+            update_average: move the layers' averages of their inputs' power, as one pass per step of a training does.
+        """
         if ws.ndim != 3 or ws.shape[1] != self.num_ws:
             raise ValueError(f"styles have shape {tuple(ws.shape)}; give (B, {self.num_ws}, {self.config.w_dim}).")
-        return self.synthesis(ws)
+        return self.synthesis(ws, update_average)
 
     def forward(
         self,

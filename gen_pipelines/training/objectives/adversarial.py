@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...models.gans.stylegan3 import StyleGAN3Generator
 from ..random import Generators, normal, uniform
 from .base import ObjectiveOutput
 
@@ -205,7 +206,7 @@ class AdversarialObjective:
         """Pictures (B, C, H, W), and the styles (B, L, D) that made them where the generator has styles.
 
         Args:
-            follow: move the average style, which one pass per step does.
+            follow: move the average style, and StyleGAN3's averages of its layers' power, which one pass per step does.
         """
         z = normal((batch, latent_dim(generator)), random, device)
         labels = labels if generator.config.get("num_classes") is not None else None
@@ -221,4 +222,5 @@ class AdversarialObjective:
             layers = torch.arange(generator.num_ws, device=first.device)
             ws = torch.where((layers >= first[:, None])[:, :, None], other[:, None], ws)
         noise = list(random) if isinstance(random, (list, tuple)) else random
-        return generator.synthesize(ws, "random", noise), ws
+        averages = {"update_average": follow} if isinstance(generator, StyleGAN3Generator) else {}
+        return generator.synthesize(ws, "random", noise, **averages), ws
