@@ -59,6 +59,6 @@ def _check_limit(name: str, key: str, value: Any, default: Any, known: Parameter
     if value == default or value == getattr(known, key) or (key != "clip_sample" and key != switch and not getattr(known, switch)):
         return
     raise ValueError(
-        f"{name}: {key}={value!r} was given, but what is known of the network says {getattr(known, key)!r}; leave the argument out, or correct "
-        f"it by assigning pipe.parameterization = pipe.parameterization.with_({key}={value!r})."
+        f"{name}: {key}={value!r} was given, but what is known of the network says {getattr(known, key)!r}; leave the argument out, or "
+        f"correct it by assigning pipe.parameterization = pipe.parameterization.with_({key}={value!r})."
     )
