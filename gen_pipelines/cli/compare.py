@@ -32,7 +32,9 @@ def build_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", default="compare", help="the folder for the three files (default compare)")
     parser.add_argument("--title", default="Families compared", help="of the page")
-    parser.add_argument("--dataset", metavar="NAME", help="evaluate models that have no evaluation on this data set, of these settings and of their present weights")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="evaluate models that have no evaluation on this data set, of these settings and present weights"
+    )  # fmt: skip
     parser.add_argument("--num", metavar="N", type=int, default=5000, help="pictures of such an evaluation (default 5000)")
     parser.add_argument("--likelihood", metavar="N", type=int, default=256, help="held-out pictures for its likelihood (default 256)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="its seed (default 0)")
