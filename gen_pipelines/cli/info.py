@@ -12,6 +12,7 @@ from typing import Any
 from gen_pipelines.cli import pictures
 from gen_pipelines.cli.main import Parser
 from gen_pipelines.cli.repository import Folder, Repository, count_parameters
+from gen_pipelines.hub.card import measured
 from gen_pipelines.hub.measured import for_card, is_evaluation, is_of_weights
 
 
@@ -132,7 +133,8 @@ def read_metrics(card: dict[str, Any], evaluation: dict[str, Any] | None, is_cur
         found = {name: value for name, value in (evaluation or {}).items() if isinstance(value, int | float | str)}
     if is_current:
         return metrics | found
-    kept = {name: value for name, value in metrics.items() if name not in found}  # the card has them from there
+    stale = measured(evaluation or {})[0]
+    kept = {name: value for name, value in metrics.items() if name not in stale}  # the card has them from there
     return kept | {"evaluation.json": "of other weights than those here; run gen-pipelines evaluate again"}
 
 

@@ -79,7 +79,8 @@ def test_a_network_from_nowhere_is_said_in_one_line_and_at_once(monkeypatch):
 
 
 def test_the_card_s_words_go_with_the_data(tmp_path):
-    path = write(tmp_path, RECIPE | {"card": {"data": "MNIST, 60,000 pictures.", "about": "Digits.", "limits": "Digits alone.", "license": "mit"}})
+    card = {"data": "MNIST, 60,000 pictures.", "about": "Digits.", "limits": "Digits alone.", "license": "mit"}
+    path = write(tmp_path, RECIPE | {"card": card})
     facts = {"steps": 3, "seconds": 60, "hardware": "one CPU"}
     own, other = load_recipe(path, ["data.split=test"]), load_recipe(path, ["data.name=./mine", "data.split=all"])
     assert "MNIST, 60,000 pictures." in training_notes(own, facts)
