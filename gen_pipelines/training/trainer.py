@@ -7,6 +7,7 @@ drawn from generators that belong to the samples (see `random.py`), so ranks, ac
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -148,6 +149,14 @@ class Trainer:
         self.micro_steps = 0
         self.seconds = 0.0
         self._log: list[dict[str, float]] = []
+
+    @functools.cached_property
+    def _known_data(self) -> dict[str, Any] | None:
+        """What a checkpoint records of the data set; None of a stream, which is not read twice alike anyway."""
+        if self.recipe.data.streaming:
+            return None
+        fingerprint = getattr(self.data, "fingerprint", None)
+        return {"rows": len(self.data), "fingerprint": fingerprint() if fingerprint is not None else None}
 
     # -- the loop -------------------------------------------------------------------------------------------------------------------
 
@@ -349,6 +358,7 @@ class Trainer:
                 "averaged_steps": {name: average.updates for name, average in self.averages.items()},
                 "environment": environment(self.accelerator.num_processes),
                 "recipe": to_dict(self.recipe),
+                "data": self._known_data,
             }
             folder = self.output_dir / "checkpoints"
             saved = save_checkpoint(folder, self.step, networks, averages, states, about, self.loop.keep_checkpoints, ranks)
@@ -364,7 +374,7 @@ class Trainer:
             inexact: allow what cannot be exact (a streamed data set starts over with a new order).
         Returns: the step that the run continues from; 0 when there is no checkpoint.
         Raises:
-            ValueError: the checkpoint is of another recipe or damaged, or the data set is a stream and `inexact` is False.
+            ValueError: the checkpoint is of another recipe, of other data or damaged, or the data set is a stream and `inexact` is False.
         """
         found = checkpoints(self.output_dir / "checkpoints")
         if not found:
@@ -407,6 +417,13 @@ class Trainer:
         )
         if different:
             raise ValueError(f"--resume: {path} was made by another recipe; these settings differ: {', '.join(different)}.")
+        data, known = about.get("data"), self._known_data
+        if data is not None and known is not None and data != known:
+            was = f"{data['rows']} rows, now {known['rows']}" if data["rows"] != known["rows"] else f"{data['rows']} rows, others than now"
+            raise ValueError(
+                f"--resume: {path} was made with other data: {self.recipe.data.name} had {was}. Put the data set back, or train into "
+                "another --output-dir."
+            )
         now = environment(self.accelerator.num_processes)
         before = about["environment"]
         changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]

@@ -385,6 +385,31 @@ def test_output_folders_are_not_overwritten_and_must_be_writable(tmp_path, shape
         train(recipe, output_dir=tmp_path / "file")
 
 
+@pytest.mark.parametrize("kind", ["flow", "latent_text_to_image"])  # pictures, and latents that are kept of them
+def test_other_data_are_not_gone_on_with(kind, tmp_path, shapes, tiny_vae):
+    import datasets
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train-00000-of-00001.parquet").write_bytes(next(shapes.glob("*.parquet")).read_bytes())
+    recipe = recipe_file(kind, tmp_path, folder, tiny_vae, steps=1)
+    train(recipe, output_dir=tmp_path / "run")
+    rows = datasets.load_dataset(str(folder), split="train")
+    fewer, other = rows.select(range(20)), rows.map(lambda row: {"image": row["image"].rotate(90)})
+    for changed, says in ((fewer, r"step-00000001 was made with other data: .* had \d+ rows, now"), (other, "rows, others than now")):
+        changed.to_parquet(folder / "train-00000-of-00001.parquet")
+        with pytest.raises(ValueError, match=says):
+            train(recipe, ["loop.steps=2"], tmp_path / "run", resume=True)
+    rows.to_parquet(folder / "train-00000-of-00001.parquet")  # the same rows, in a file of another date
+    train(recipe, ["loop.steps=2"], tmp_path / "run", resume=True)
+    about = checkpoints(tmp_path / "run" / "checkpoints")[-1] / "checkpoint.json"
+    kept = json.loads(about.read_text())
+    del kept["data"]  # of an older version
+    about.write_text(json.dumps(kept))
+    fewer.to_parquet(folder / "train-00000-of-00001.parquet")
+    train(recipe, ["loop.steps=3"], tmp_path / "run", resume=True)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path, shapes, tiny_vae):
     recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae, steps=2)
     train(recipe, output_dir=tmp_path / "run")
