@@ -403,7 +403,7 @@ class Trainer:
         self.step, self.micro_steps, self.seconds = about["step"], about["micro_steps"], about["seconds"]
         log = self.output_dir / "log.jsonl"
         if log.is_file():
-            self._log = [entry for entry in map(json.loads, log.read_text().splitlines()) if entry["step"] <= self.step]
+            self._log = [entry for entry in _log_entries(log) if entry["step"] <= self.step]
         return self.step
 
     def _compare(self, about: dict[str, Any], path: Path) -> None:
@@ -417,6 +417,11 @@ class Trainer:
         )
         if different:
             raise ValueError(f"--resume: {path} was made by another recipe; these settings differ: {', '.join(different)}.")
+        if about["step"] > self.loop.steps:
+            raise ValueError(
+                f"--resume: {path} has done {about['step']} steps, more than loop.steps={self.loop.steps}; give at least as many, or train "
+                "into another --output-dir."
+            )
         data, known = about.get("data"), self._known_data
         if data is not None and known is not None and data != known:
             was = f"{data['rows']} rows, now {known['rows']}" if data["rows"] != known["rows"] else f"{data['rows']} rows, others than now"
@@ -464,6 +469,18 @@ class Trainer:
         side = path.with_name(".log.jsonl")
         side.write_text("".join(json.dumps(entry) + "\n" for entry in self._log))
         os.replace(side, path)
+
+
+def _log_entries(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are whole: a full disk or a hand may have cut some, and the run does not depend on them."""
+    entries = []
+    for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            entries.append({**entry, "step": int(entry["step"])})
+        except (ValueError, TypeError, KeyError):
+            warnings.warn(f"{log}: line {number} is cut off or damaged; it is dropped.", stacklevel=3)
+    return entries
 
 
 def _finite(entry: dict[str, float]) -> dict[str, Any]:
