@@ -11,8 +11,9 @@ from typing import Any
 
 from gen_pipelines.cli import pictures
 from gen_pipelines.cli.main import Parser
-from gen_pipelines.cli.repository import Repository, count_parameters
-from gen_pipelines.hub.measured import for_card, is_evaluation
+from gen_pipelines.cli.repository import Folder, Repository, count_parameters
+from gen_pipelines.hub.card import measured
+from gen_pipelines.hub.measured import for_card, is_evaluation, is_of_weights
 
 
 def build_parser() -> Parser:
@@ -58,6 +59,9 @@ def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
             components[name] = {"class": entry[1], "parameters": _count(repository, weights) if weights else None}
     card = card_metadata(repository.text("README.md"))
     scheduler = repository.json("scheduler/scheduler_config.json")
+    evaluation = repository.json("evaluation.json")
+    # on the Hub the weights would have to be fetched to be compared
+    is_current = evaluation is None or not isinstance(repository, Folder) or is_of_weights(evaluation, repository.path)
     return {
         "model": model,
         "pipeline": index.get("_class_name"),
@@ -67,7 +71,7 @@ def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
         "parameters": sum(part["parameters"] or 0 for part in components.values()),
         "scheduler": scheduler.get("_class_name") if scheduler else None,
         "parameterization": describe_parameterization(scheduler) if scheduler else None,
-        "metrics": read_metrics(card, repository.json("evaluation.json")),
+        "metrics": read_metrics(card, evaluation, is_current),
     }
 
 
@@ -116,16 +120,22 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def read_metrics(card: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """Measured numbers: those of the card's `model-index`, then those of `evaluation.json`."""
+def read_metrics(card: dict[str, Any], evaluation: dict[str, Any] | None, is_current: bool = True) -> dict[str, Any]:
+    """Measured numbers: those of the card's `model-index`, then those of `evaluation.json` if it is of the weights beside it."""
     metrics: dict[str, Any] = {}
     for model in card.get("model-index") or []:
         for result in model.get("results") or []:
             for metric in result.get("metrics") or []:
                 metrics[metric.get("name") or metric.get("type")] = metric.get("value")
     if evaluation is not None and is_evaluation(evaluation):
-        return metrics | for_card(evaluation)["metrics"]
-    return metrics | {name: value for name, value in (evaluation or {}).items() if isinstance(value, int | float | str)}
+        found = for_card(evaluation)["metrics"]
+    else:
+        found = {name: value for name, value in (evaluation or {}).items() if isinstance(value, int | float | str)}
+    if is_current:
+        return metrics | found
+    stale = measured(evaluation or {})[0]
+    kept = {name: value for name, value in metrics.items() if name not in stale}  # the card has them from there
+    return kept | {"evaluation.json": "of other weights than those here; run gen-pipelines evaluate again"}
 
 
 def layout(facts: dict[str, Any], indent: str = "") -> list[str]:

@@ -190,6 +190,28 @@ def evaluate(
     return json.loads(json.dumps(result))  # what a reader of the file sees, tuples and all
 
 
+def is_current(file: str | Path, pipe: Any, reference: Reference, *, num: int, seed: int, likelihood: int) -> bool:
+    """Whether a file is the evaluation that `evaluate` would make with these arguments, and its defaults for the others."""
+    try:
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(result, dict) or result.get("format") != FORMAT or result.get("weights") != weights_hash(pipe):
+        return False
+    with as_it_was(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        sampler = Sampler(pipe, seed)
+        channels, height, width = sampler.probe()
+        features = find_extractor(None, channels, (height, width), pipe.device)
+        told = protocol(features, reference, "", num, seed, height, channels, len(reference.held_out_rows(likelihood, seed)))
+        asks = sampler.num_classes is not None and reference.reference.labels is not None
+        drawn = json.loads(json.dumps(sampler.describe() | {"classes_asked_for": asks}))
+    theirs = result.get("protocol")
+    # a data set may have another name elsewhere: its pixels decide, and they are read last
+    same = isinstance(theirs, dict) and all(theirs.get(key) == told[key] for key in told if key not in ("dataset", "reference_hash"))
+    return same and result.get("sampling") == drawn and theirs.get("reference_hash") == reference.measure(features)[2]
+
+
 # ------------------------------------------------------------------------------------------------------------------------- the steps
 
 

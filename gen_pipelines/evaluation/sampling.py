@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..hub.measured import tensors_hash
 from ..schedulers import choose_scheduler, parse_scheduler, scheduler_name, scheduler_settings
 from ..training.random import sample_generators
 
@@ -158,12 +158,8 @@ def networks_of(pipe: Any) -> dict[str, nn.Module]:
 
 def weights_hash(pipe: Any) -> str:
     """SHA-256 over every tensor of every network, by name: what tells these weights from any others, wherever they were loaded from."""
-    whole = hashlib.sha256()
-    for name, network in sorted(networks_of(pipe).items()):
-        for key, value in sorted(network.state_dict().items()):
-            whole.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return f"sha256:{whole.hexdigest()}"
+    networks = sorted(networks_of(pipe).items())
+    return tensors_hash((f"{name}.{key}", value) for name, network in networks for key, value in sorted(network.state_dict().items()))
 
 
 def synchronise(device: torch.device) -> None:

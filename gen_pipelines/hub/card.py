@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import unicodedata
@@ -11,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .measured import for_card, is_evaluation
+from .measured import for_card, is_evaluation, is_of_weights
+
+logger = logging.getLogger(__name__)
 
 LIBRARY_NAME = "gen-pipelines"
 CARD_NAME = "README.md"
@@ -191,6 +194,28 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     if not isinstance(evaluation, dict):
         raise ValueError(f"{file} holds a {type(evaluation).__name__} where a table is expected; evaluate again, or remove it.")
     return evaluation
+
+
+def with_evaluation_of(text: str, folder: Path) -> str:
+    """A card with the numbers of the folder's `evaluation.json`; numbers of other weights than those beside it are taken out instead.
+
+    Raises:
+        ValueError: as `read_evaluation`.
+    """
+    evaluation = read_evaluation(folder)
+    if evaluation is None:
+        return text
+    if is_of_weights(evaluation, folder):
+        return with_evaluation(text, evaluation)
+    logger.warning(
+        "%s is of other weights than those beside it, so the card has none of its numbers; evaluate again, or remove it.",
+        folder / EVALUATION_NAME,
+    )
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(_STAMP.sub("", text), ignore_metadata_errors=True)
+    head = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
+    return _join(head, _without_section(card.text, "Evaluation"))
 
 
 def _is_number(value: Any) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from .loading import INDEX_NAME, components_of, read_index, weight_files
 
 TITLES = {
     "frechet_distance": "Fréchet distance",
@@ -32,6 +36,53 @@ def title(name: str, extractor: str) -> str:
 def is_evaluation(content: Mapping[str, Any]) -> bool:
     """Whether an `evaluation.json` was written by `gen-pipelines evaluate`: it may also be anybody's table of numbers."""
     return all(isinstance(content.get(part), Mapping) for part in ("metrics", "protocol", "sampling", "counts")) and "format" in content
+
+
+def is_of_weights(evaluation: Mapping[str, Any], folder: str | Path) -> bool:
+    """Whether an evaluation is of the weights that lie in a pipeline's folder; one that does not say whose it is, is taken to be.
+
+    The files are hashed; the pipeline is loaded only if they are not, as they lie there, what the evaluation records.
+    """
+    folder, recorded = Path(folder), evaluation.get("weights")
+    if not isinstance(recorded, str) or not (folder / INDEX_NAME).is_file():
+        return True
+    if recorded in (_hash_of_files(folder), _hash_of_files(folder, as_float=True)):  # half precision is loaded as float32
+        return True
+    from ..evaluation.sampling import weights_hash
+    from ..pipelines.auto import AutoPipeline
+
+    try:  # older layouts name their tensors otherwise than the network that they are loaded into
+        return weights_hash(AutoPipeline.from_pretrained(str(folder))) == recorded
+    except (ImportError, OSError, ValueError):
+        return False
+
+
+def tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
+    """SHA-256 over named tensors, in the order that they come in."""
+    import torch
+
+    whole = hashlib.sha256()
+    for name, value in tensors:
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        whole.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return f"sha256:{whole.hexdigest()}"
+
+
+def _hash_of_files(folder: Path, as_float: bool = False) -> str:
+    """The hash that an evaluation records, of a folder's weight files, one tensor in memory at a time."""
+    from safetensors import safe_open
+
+    def tensors() -> Iterable[tuple[str, Any]]:
+        for name, (library, _) in sorted(components_of(read_index(folder)).items()):
+            if not any((folder / name).glob("*.safetensors")):
+                continue  # a scheduler, a tokenizer
+            files = [safe_open(file, framework="pt") for file in weight_files(folder / name, library)]
+            holders = {key: file for file in files for key in file.keys()}
+            for key in sorted(holders):
+                value = holders[key].get_tensor(key)
+                yield f"{name}.{key}", value.float() if as_float and value.is_floating_point() else value
+
+    return tensors_hash(tensors())
 
 
 def for_card(result: Mapping[str, Any]) -> dict[str, Any]:

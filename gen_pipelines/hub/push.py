@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .card import CARD_NAME, LIBRARY_NAME, is_untouched, model_card, read_evaluation, stamped, with_evaluation, with_name
+from .card import CARD_NAME, LIBRARY_NAME, is_untouched, model_card, stamped, with_evaluation_of, with_name
 from .loading import INDEX_NAME, PICKLES, LoadingError, check_safetensors, components_of, read_index, shards_of
 
 logger = logging.getLogger(__name__)
@@ -182,10 +182,9 @@ def check_folder(folder: Path) -> None:
 
 def refresh_card(folder: Path, name: str) -> None:
     """Brings a generated card up to date with its repository's name and the `evaluation.json` beside it; an edited card stays as it is."""
-    file, evaluation = folder / CARD_NAME, read_evaluation(folder)
+    file = folder / CARD_NAME
     if file.is_file() and is_untouched(text := file.read_text(encoding="utf-8")):
-        text = with_name(text, name)
-        file.write_text(stamped(with_evaluation(text, evaluation) if evaluation else text), encoding="utf-8")
+        file.write_text(stamped(with_evaluation_of(with_name(text, name), folder)), encoding="utf-8")
 
 
 def full_name(repo_id: str, token: str | bool | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..hub.card import CARD_NAME, is_untouched, read_evaluation, stamped, with_evaluation, with_facts
+from ..hub.card import CARD_NAME, is_untouched, stamped, with_evaluation_of, with_facts
 from .config import to_dict
 
 _PRECISION = {"no": "in float32", "bf16": "under bfloat16 autocast", "fp16": "under float16 autocast"}
@@ -67,9 +67,7 @@ def complete_card(folder: Path, recipe: Any) -> None:
     data = [recipe.data.name] if _on_the_hub(recipe.data.name) else []
     bases = [name for name in _sources(dict(recipe.model)) if _on_the_hub(name) and "/" in name]
     text = with_facts(text, datasets=data, base_model=bases[0] if bases else None, samples=["samples.png"] if grids else [])
-    if evaluation := read_evaluation(folder):
-        text = with_evaluation(text, evaluation)
-    file.write_text(stamped(text), encoding="utf-8")
+    file.write_text(stamped(with_evaluation_of(text, folder)), encoding="utf-8")
 
 
 def _sources(settings: Any) -> Iterator[str]:

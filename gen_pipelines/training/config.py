@@ -208,17 +208,17 @@ def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recip
             if not separator or not key:
                 raise ValueError(f"override {override!r}: write it as key=value, for example loop.steps=100.")
             _set(settings, key.split("."), yaml.safe_load(value))
-        _drop_other_data(settings, before, {override.partition("=")[0] for override in overrides})
+        _drop_other_card(settings, before, {override.partition("=")[0] for override in overrides})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return build(Recipe, settings, str(path))
 
 
-def _drop_other_data(settings: dict[str, Any], before: dict[str, Any], overridden: set[str]) -> None:
-    """Takes `card.data` away where the data are not those that the recipe's author described: the card names the data set instead."""
+def _drop_other_card(settings: dict[str, Any], before: dict[str, Any], overridden: set[str]) -> None:
+    """Takes away what the recipe's author wrote in `card` where the data are others: it is of another model, its licence and limits too."""
     name = lambda of: of["data"].get("name") if isinstance(of.get("data"), dict) else None
-    if name(settings) != name(before) and isinstance(settings.get("card"), dict) and not overridden & {"card", "card.data"}:
-        settings["card"].pop("data", None)
+    if name(settings) != name(before) and isinstance(settings.get("card"), dict) and "card" not in overridden:
+        settings["card"] = {key: value for key, value in settings["card"].items() if f"card.{key}" in overridden}
 
 
 def build(cls: type, settings: dict[str, Any], where: str) -> Any:

@@ -6,6 +6,8 @@ exactly, and any number of ranks sees the batches that one process would see.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import re
@@ -23,6 +25,7 @@ from .config import DataConfig
 from .random import sample_generators, seed_of
 
 _MEMORY_FOR_PICTURES = 2 * 1024**3  # bytes of decoded pictures that are kept, when they are decoded in the training process
+_FINGERPRINTED = 64  # pictures whose files a data set is known by
 # how a recipe calls the settings of its data, in errors; `evaluate` has options of other names
 RECIPE_NAMES = {name: f"data.{name}" for name in ("name", "image_column", "text_column", "label_column")}
 
@@ -200,6 +203,23 @@ class PictureData(torch.utils.data.Dataset):
         """Every caption, or None where the recipe names no text column."""
         return self.texts
 
+    def fingerprint(self) -> str:
+        """SHA-256 over captions, labels, row numbers and the files of a few pictures: it tells data sets apart without reading all of one.
+
+        A file is hashed as it is: what a picture decodes to depends on versions, and what `datasets` calls a set on its folder's dates.
+        """
+        import datasets
+
+        whole = hashlib.sha256(json.dumps([self.texts, self.labels, self.indices]).encode())
+        column = self.config.image_column
+        files = self.rows.cast_column(column, datasets.Image(decode=False))
+        # at random: rows often come in a pattern, of which every n-th would be the same part
+        some = np.random.default_rng(0).permutation(len(self.indices))[:_FINGERPRINTED]
+        for item in some.tolist():
+            stored = files[self.indices[item]][column] or {}
+            whole.update(stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b""))
+        return f"sha256:{whole.hexdigest()}"
+
     def picture(self, item: int) -> Tensor:
         """The prepared picture before augmentation, uint8 (C, H, W)."""
         if item not in self._kept:
@@ -228,6 +248,7 @@ class LatentData(torch.utils.data.Dataset):
     """Cached latents with captions or labels, asked for by (row, draw): `latents` float32, `text`, `label`, `row`, `draw`.
 
     `latents`, (N, c, h, w), may be a function that makes them; `prepare` calls it, once everything about the run is known to be right.
+    `fingerprint` is that of the pictures.
     """
 
     def __init__(
@@ -236,8 +257,11 @@ class LatentData(torch.utils.data.Dataset):
         texts: Sequence[str] | None,
         rows: Sequence[int],
         labels: Sequence[int] | None = None,
+        fingerprint: Callable[[], str] | None = None,
     ) -> None:
         self.latents, self.texts, self.labels, self.indices = latents, texts, labels, list(rows)
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
 
     def prepare(self) -> None:
         """Make the latents; the trainer calls it before the first batch."""

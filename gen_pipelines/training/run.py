@@ -8,12 +8,15 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..hub.loading import INDEX_NAME
 from ..hub.saving import check_writable
 from .card import complete_card, drop_outdated_card
 from .config import load_recipe, to_dict
 from .state import checkpoints
 
 logger = logging.getLogger(__name__)
+
+_MODEL_FILES = (INDEX_NAME, "config.json", "scheduler_config.json")  # a pipeline's, a network's, a scheduler's folder
 
 
 def train(
@@ -47,7 +50,13 @@ def train(
     recipe = load_recipe(config_path, overrides)
     output_dir = Path(output_dir)
     _check_writable(output_dir)
-    if checkpoints(output_dir / "checkpoints") and not (resume or inexact_resume):
+    if not checkpoints(output_dir / "checkpoints"):
+        if found := next((name for name in _MODEL_FILES if (output_dir / name).is_file()), None):
+            raise ValueError(
+                f"output folder {output_dir}: it holds a finished model ({found}) and no checkpoints to go on from; two would be mixed. "
+                "Give another --output-dir, or remove the folder."
+            )
+    elif not (resume or inexact_resume):
         raise ValueError(f"{output_dir} holds the checkpoints of an earlier run: pass --resume to continue it, or another --output-dir.")
 
     if push_checkpoints and push_to_hub is None:

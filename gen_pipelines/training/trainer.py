@@ -7,6 +7,7 @@ drawn from generators that belong to the samples (see `random.py`), so ranks, ac
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -148,6 +149,14 @@ class Trainer:
         self.micro_steps = 0
         self.seconds = 0.0
         self._log: list[dict[str, float]] = []
+
+    @functools.cached_property
+    def _known_data(self) -> dict[str, Any] | None:
+        """What a checkpoint records of the data set; None of a stream, which is not read twice alike anyway."""
+        if self.recipe.data.streaming:
+            return None
+        fingerprint = getattr(self.data, "fingerprint", None)
+        return {"rows": len(self.data), "fingerprint": fingerprint() if fingerprint is not None else None}
 
     # -- the loop -------------------------------------------------------------------------------------------------------------------
 
@@ -349,6 +358,7 @@ class Trainer:
                 "averaged_steps": {name: average.updates for name, average in self.averages.items()},
                 "environment": environment(self.accelerator.num_processes),
                 "recipe": to_dict(self.recipe),
+                "data": self._known_data,
             }
             folder = self.output_dir / "checkpoints"
             saved = save_checkpoint(folder, self.step, networks, averages, states, about, self.loop.keep_checkpoints, ranks)
@@ -364,7 +374,7 @@ class Trainer:
             inexact: allow what cannot be exact (a streamed data set starts over with a new order).
         Returns: the step that the run continues from; 0 when there is no checkpoint.
         Raises:
-            ValueError: the checkpoint is of another recipe or damaged, or the data set is a stream and `inexact` is False.
+            ValueError: the checkpoint is of another recipe, of other data or damaged, or the data set is a stream and `inexact` is False.
         """
         found = checkpoints(self.output_dir / "checkpoints")
         if not found:
@@ -393,7 +403,7 @@ class Trainer:
         self.step, self.micro_steps, self.seconds = about["step"], about["micro_steps"], about["seconds"]
         log = self.output_dir / "log.jsonl"
         if log.is_file():
-            self._log = [entry for entry in map(json.loads, log.read_text().splitlines()) if entry["step"] <= self.step]
+            self._log = [entry for entry in _log_entries(log) if entry["step"] <= self.step]
         return self.step
 
     def _compare(self, about: dict[str, Any], path: Path) -> None:
@@ -407,6 +417,18 @@ class Trainer:
         )
         if different:
             raise ValueError(f"--resume: {path} was made by another recipe; these settings differ: {', '.join(different)}.")
+        if about["step"] > self.loop.steps:
+            raise ValueError(
+                f"--resume: {path} has done {about['step']} steps, more than loop.steps={self.loop.steps}; give at least as many, or train "
+                "into another --output-dir."
+            )
+        data, known = about.get("data"), self._known_data
+        if data is not None and known is not None and data != known:
+            was = f"{data['rows']} rows, now {known['rows']}" if data["rows"] != known["rows"] else f"{data['rows']} rows, others than now"
+            raise ValueError(
+                f"--resume: {path} was made with other data: {self.recipe.data.name} had {was}. Put the data set back, or train into "
+                "another --output-dir."
+            )
         now = environment(self.accelerator.num_processes)
         before = about["environment"]
         changed = [f"{key} {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
@@ -447,6 +469,18 @@ class Trainer:
         side = path.with_name(".log.jsonl")
         side.write_text("".join(json.dumps(entry) + "\n" for entry in self._log))
         os.replace(side, path)
+
+
+def _log_entries(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are whole: a full disk or a hand may have cut some, and the run does not depend on them."""
+    entries = []
+    for number, line in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            entries.append({**entry, "step": int(entry["step"])})
+        except (ValueError, TypeError, KeyError):
+            warnings.warn(f"{log}: line {number} is cut off or damaged; it is dropped.", stacklevel=3)
+    return entries
 
 
 def _finite(entry: dict[str, float]) -> dict[str, Any]:

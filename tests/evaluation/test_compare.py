@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from PIL import Image
 
+from gen_pipelines import VAEModel, VAEPipeline
 from gen_pipelines.cli.main import main
 from gen_pipelines.evaluation.compare import COMPARABLE, compare, markdown, sampling_of, written
 from gen_pipelines.evaluation.plots import Axis, Series, labels, scatter
@@ -218,9 +220,55 @@ def test_the_command(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "nothing")]) == 2
 
 
+def made_again(words: list[str], file) -> bool:
+    """Whether a comparison writes this evaluation anew."""
+    before = file.stat().st_mtime_ns if file.is_file() else None
+    assert main(words) == 0
+    return file.is_file() and file.stat().st_mtime_ns != before
+
+
 def test_the_command_evaluates_what_is_not_evaluated(digits, tmp_path, capsys):
     words = ["compare", "mine=bundled:mnist-vae", "--dataset", str(digits), "--num", "20", "--likelihood", "0", "--out", str(tmp_path)]
-    assert main(words) == 0
-    before = (tmp_path / "evaluation-mnist-vae.json").stat().st_mtime_ns
-    assert main(words) == 0 and (tmp_path / "evaluation-mnist-vae.json").stat().st_mtime_ns == before  # once is enough
+    file = tmp_path / "evaluation-mnist-vae.json"
+    assert made_again(words, file)
+    assert not made_again(words, file)  # once is enough
     assert "| mine |" in (tmp_path / "compare.md").read_text() and "data:image/png" in (tmp_path / "compare.html").read_text()
+    capsys.readouterr()
+    for number, changed in enumerate((["--num", "21"], ["--seed", "1"], ["--likelihood", "2"])):
+        assert made_again([*words, *changed], file), changed
+        assert capsys.readouterr().err.count("of other weights or another protocol; evaluating again") == 1, number
+    assert main(words) == 0
+    other = tmp_path / "elsewhere" / digits.name  # a data set of the same name, with other pictures
+    other.mkdir(parents=True)
+    for split, source in (("train", "test"), ("test", "train")):
+        (other / f"{split}-00000-of-00001.parquet").write_bytes((digits / f"{source}-00000-of-00001.parquet").read_bytes())
+    assert made_again([*words, "--dataset", str(other)], file)
+
+
+def test_the_command_keeps_models_of_one_name_apart(digits, tmp_path, capsys):
+    ends = [tmp_path / run / "final" for run in ("a", "b")]
+    for seed, folder in enumerate(ends):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            VAEPipeline(VAEModel(sample_size=28, latent_dim=4, block_out_channels=(8, 8), layers_per_block=1)).save_pretrained(folder)
+    words = ["--dataset", str(digits), "--num", "20", "--likelihood", "0"]
+    assert main(["compare", *map(str, ends), "--out", str(tmp_path / "out"), *words]) == 0
+    files = sorted((tmp_path / "out").glob("evaluation-*.json"))
+    assert len({json.loads(file.read_text())["weights"] for file in files}) == len(files) == 2
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert all(f"| {folder} |" in text for folder in ends)  # two rows, not one with a deviation
+    # another of that name in a later call: what lies there is not its
+    for folder in ends:
+        assert made_again(["compare", str(folder), "--out", str(tmp_path / "later"), *words], tmp_path / "later" / "evaluation-final.json")
+
+
+def test_the_command_takes_a_models_own_evaluation_of_this_protocol(digits, tmp_path, capsys):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        VAEPipeline(VAEModel(sample_size=28, latent_dim=4, block_out_channels=(8, 8), layers_per_block=1)).save_pretrained(tmp_path / "vae")
+    words = ["--dataset", str(digits), "--num", "20", "--likelihood", "0"]
+    assert main(["evaluate", str(tmp_path / "vae"), *words, "--out", str(tmp_path / "vae" / "evaluation.json")]) == 0
+    target = tmp_path / "out" / "evaluation-vae.json"
+    assert not made_again(["compare", str(tmp_path / "vae"), "--out", str(tmp_path / "out"), *words], target)
+    assert "| vae |" in (tmp_path / "out" / "compare.md").read_text()
+    assert made_again(["compare", str(tmp_path / "vae"), "--out", str(tmp_path / "out"), *words, "--seed", "1"], target)

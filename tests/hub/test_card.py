@@ -4,12 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from gen_pipelines import bundled_path
+from gen_pipelines import VAEModel, VAEPipeline, bundled_path
+from gen_pipelines.cli.info import describe_model
 from gen_pipelines.cli.main import main
+from gen_pipelines.evaluation.sampling import weights_hash
 from gen_pipelines.hub.card import is_untouched, measured, model_card, stamped, with_evaluation, with_facts, with_name
+from gen_pipelines.hub.measured import is_of_weights
 from gen_pipelines.hub.push import check_folder, refresh_card
+from gen_pipelines.training.card import complete_card
+from gen_pipelines.training.config import Recipe, build
 
 PARTS = {"vae": ("diffusers", "AutoencoderKL")}
 
@@ -85,6 +91,43 @@ def test_a_folder_is_brought_up_to_date_unless_it_was_edited(tmp_path):
     (tmp_path / "evaluation.json").write_text("[]")
     with pytest.raises(ValueError, match="evaluation.json holds a list"):
         refresh_card(tmp_path, "a/b")
+
+
+def test_numbers_of_other_weights_are_in_no_card(tmp_path, caplog):
+    def save(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pipe = VAEPipeline(VAEModel(sample_size=8, latent_dim=2, block_out_channels=(8, 8), layers_per_block=1))
+        pipe.save_pretrained(tmp_path)
+        return pipe
+
+    recipe = build(Recipe, {"task": "vae", "data": {"name": "./mine"}, "loop": {"steps": 1, "batch_size": 1}}, "recipe")
+    told = {"metrics": {"FID": 4.5}, "weights": weights_hash(save(0))}
+    (tmp_path / "evaluation.json").write_text(json.dumps(told))
+    for update in (lambda: refresh_card(tmp_path, "a/b"), lambda: complete_card(tmp_path, recipe)):
+        update()
+        assert "| FID | 4.5 |" in (tmp_path / "README.md").read_text() and not caplog.records
+    card = (tmp_path / "README.md").read_text()
+    save(1)
+    for update in (lambda: refresh_card(tmp_path, "a/b"), lambda: complete_card(tmp_path, recipe)):
+        caplog.clear()
+        (tmp_path / "README.md").write_text(card)  # the numbers stand in it
+        update()
+        text = (tmp_path / "README.md").read_text()
+        assert "FID" not in text and "model-index" not in text and is_untouched(text)
+        assert [record.getMessage().count("is of other weights") for record in caplog.records] == [1]
+    (tmp_path / "README.md").write_text(card)
+    shown = describe_model(str(tmp_path))["metrics"]
+    assert list(shown) == ["evaluation.json"] and "of other weights" in shown["evaluation.json"]
+
+
+@pytest.mark.parametrize("name", ["mnist-vae", "mnist-flow"])  # in float32, and in half precision
+def test_what_an_evaluation_is_of_is_told_without_loading(name, monkeypatch):
+    import gen_pipelines.pipelines.auto as auto
+
+    monkeypatch.setattr(auto, "AutoPipeline", None)
+    evaluation = json.loads(Path(bundled_path(name), "evaluation.json").read_text())
+    assert is_of_weights(evaluation, bundled_path(name)) and is_of_weights({"metrics": {"FID": 1.0}}, bundled_path(name))
 
 
 def test_what_is_no_model_is_not_pushed(tmp_path, capsys):

@@ -261,14 +261,14 @@ def test_guidance_is_between_the_null_class_and_the_class():
     """The formula on the network's outputs, by hand, for one step of a deterministic sampler."""
     pipe, noise = conditional(), torch.randn(2, 3, SIZE, SIZE, generator=seeded())
     seen = []
-    pipe(class_labels=[1, 2], guidance_scale=3.0, num_inference_steps=1, latents=noise, output_type="latent",
+    pipe(class_labels=[1, 2], guidance_scale=3.0, timesteps=[500], latents=noise, output_type="latent",
          callback_on_step_end=lambda p, i, t, tensors: seen.append(t))  # fmt: skip
     with torch.no_grad():
         cond, uncond = (pipe.unet(noise, seen[0], class_labels=torch.tensor(c)).sample for c in ([1, 2], [4, 4]))
-    pipe.scheduler.set_timesteps(1)
+    pipe.scheduler.set_timesteps(timesteps=[500])
     wanted = pipe.scheduler.step(uncond + 3.0 * (cond - uncond), pipe.scheduler.timesteps[0], noise).prev_sample
     for guidance in (3.0, ClassifierFreeGuidance(3.0), diffusers.ClassifierFreeGuidance(3.0)):
-        drawn = pipe(class_labels=[1, 2], guidance_scale=guidance, num_inference_steps=1, latents=noise, output_type="latent").images
+        drawn = pipe(class_labels=[1, 2], guidance_scale=guidance, timesteps=[500], latents=noise, output_type="latent").images
         assert torch.allclose(drawn, wanted, atol=1e-5)
     assert (cond - uncond).abs().max() > 1e-2
 

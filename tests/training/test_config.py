@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from gen_pipelines.training.card import training_notes
-from gen_pipelines.training.config import load_recipe, to_dict
+from gen_pipelines.training.config import CardConfig, load_recipe, to_dict
 
 RECIPE = {"task": "autoencoder", "data": {"name": "x"}, "loop": {"steps": 3, "batch_size": 2}}
 
@@ -78,12 +78,14 @@ def test_a_network_from_nowhere_is_said_in_one_line_and_at_once(monkeypatch):
     assert type(build_network({"from": "bundled:mnist-vae", "subfolder": "vae"}, "model.vae")).__name__ == "VAEModel"
 
 
-def test_the_card_s_words_about_the_data_go_with_the_data(tmp_path):
-    path = write(tmp_path, RECIPE | {"card": {"data": "MNIST, 60,000 pictures.", "about": "Digits."}})
+def test_the_card_s_words_go_with_the_data(tmp_path):
+    card = {"data": "MNIST, 60,000 pictures.", "about": "Digits.", "limits": "Digits alone.", "license": "mit"}
+    path = write(tmp_path, RECIPE | {"card": card})
     facts = {"steps": 3, "seconds": 60, "hardware": "one CPU"}
     own, other = load_recipe(path, ["data.split=test"]), load_recipe(path, ["data.name=./mine", "data.split=all"])
     assert "MNIST, 60,000 pictures." in training_notes(own, facts)
     notes = training_notes(other, facts)
-    assert "MNIST" not in notes and "## Data\n\n`./mine`, split `all`." in notes and other.card.about == "Digits."
+    assert "MNIST" not in notes and "## Data\n\n`./mine`, split `all`." in notes and other.card == CardConfig() != own.card
+    assert "Digits" not in notes
     assert load_recipe(path, ["data.name=x"]) == load_recipe(path)  # the same data, named again
-    assert load_recipe(path, ["data.name=./mine", "card.data=Mine."]).card.data == "Mine."
+    assert load_recipe(path, ["data.name=./mine", "card.data=Mine."]).card == CardConfig(data="Mine.")

@@ -385,6 +385,60 @@ def test_output_folders_are_not_overwritten_and_must_be_writable(tmp_path, shape
         train(recipe, output_dir=tmp_path / "file")
 
 
+@pytest.mark.parametrize("kind", ["flow", "latent_text_to_image"])  # pictures, and latents that are kept of them
+def test_other_data_are_not_gone_on_with(kind, tmp_path, shapes, tiny_vae):
+    import datasets
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train-00000-of-00001.parquet").write_bytes(next(shapes.glob("*.parquet")).read_bytes())
+    recipe = recipe_file(kind, tmp_path, folder, tiny_vae, steps=1)
+    train(recipe, output_dir=tmp_path / "run")
+    rows = datasets.load_dataset(str(folder), split="train")
+    fewer, other = rows.select(range(20)), rows.map(lambda row: {"image": row["image"].rotate(90)})
+    for changed, says in ((fewer, r"step-00000001 was made with other data: .* had \d+ rows, now"), (other, "rows, others than now")):
+        changed.to_parquet(folder / "train-00000-of-00001.parquet")
+        with pytest.raises(ValueError, match=says):
+            train(recipe, ["loop.steps=2"], tmp_path / "run", resume=True)
+    rows.to_parquet(folder / "train-00000-of-00001.parquet")  # the same rows, in a file of another date
+    train(recipe, ["loop.steps=2"], tmp_path / "run", resume=True)
+    about = checkpoints(tmp_path / "run" / "checkpoints")[-1] / "checkpoint.json"
+    kept = json.loads(about.read_text())
+    del kept["data"]  # of an older version
+    about.write_text(json.dumps(kept))
+    fewer.to_parquet(folder / "train-00000-of-00001.parquet")
+    train(recipe, ["loop.steps=3"], tmp_path / "run", resume=True)
+
+
+def test_a_folder_with_another_model_is_refused_before_anything_is_written(tmp_path, shapes, tiny_vae):
+    recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae, steps=1)
+    for name in ("model_index.json", "config.json"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=rf"{folder}: it holds a finished model \({name}\) .* another --output-dir"):
+                train(recipe, output_dir=folder, resume=resume)
+        assert [file.name for file in folder.iterdir()] == [name]
+
+
+def test_fewer_steps_than_are_done_and_a_cut_log(tmp_path, shapes, tiny_vae):
+    recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae, steps=3)
+    train(recipe, output_dir=tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"step-00000003 has done 3 steps, more than loop.steps=2"):
+        train(recipe, ["loop.steps=2"], tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+    train(recipe, output_dir=tmp_path / "run", resume=True)  # as many: nothing is left to do
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], lines[1][:9], "", "[]", lines[2][:-3]]))
+    with pytest.warns(UserWarning, match=r"log\.jsonl: line \d is cut off") as told:
+        train(recipe, ["loop.steps=4"], tmp_path / "run", resume=True)
+    assert sum("cut off" in str(one.message) for one in told) == 4
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 4]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path, shapes, tiny_vae):
     recipe = recipe_file("autoencoder", tmp_path, shapes, tiny_vae, steps=2)
     train(recipe, output_dir=tmp_path / "run")

@@ -80,6 +80,7 @@ class DiffusionImageTask:
                 None,
                 pictures.indices,
                 pictures.labels,
+                pictures.fingerprint,
             )
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         self.phases = (Phase("denoiser", ("denoiser",)),)

@@ -83,7 +83,7 @@ class LatentConsistencyTask:
         self.phases = (Phase("denoiser", ("denoiser",)),)
         self.data: Any = pictures
         if model["cache_latents"]:
-            self.data = LatentData(self._latents_of(pictures), self.captions, pictures.indices)
+            self.data = LatentData(self._latents_of(pictures), self.captions, pictures.indices, fingerprint=pictures.fingerprint)
 
     def _latents_of(self, pictures: PictureData) -> Any:
         vae = self.teacher.vae

@@ -97,7 +97,10 @@ class LatentTextToImageTask:
         self.data: Any = pictures
         if model["cache_latents"]:
             self.data = LatentData(
-                lambda: self.normalise(encode_all(self.vae.to(rank_device()), pictures, batch_size=64)), self.captions, pictures.indices
+                lambda: self.normalise(encode_all(self.vae.to(rank_device()), pictures, batch_size=64)),
+                self.captions,
+                pictures.indices,
+                fingerprint=pictures.fingerprint,
             )
         self.networks: dict[str, nn.Module] = {"denoiser": self.denoiser}
         if model["train_text_encoder"]:
