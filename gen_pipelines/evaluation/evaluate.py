@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..hub.card import EVALUATION_NAME
+from ..hub.measured import networks_of, weights_hash
 from ..training.random import sample_generators
 from .distances import frechet_distance, kernel_distance
 from .extractors import Extractor, find_extractor
@@ -28,7 +29,7 @@ from .flows import is_flow, straightness
 from .neighbours import manifolds, nearest
 from .parts import Parts
 from .reference import Measured, Reference, keep
-from .sampling import Sampler, networks_of, weights_hash
+from .sampling import Sampler
 from .statistics import FeatureStatistics
 
 logger = logging.getLogger(__name__)

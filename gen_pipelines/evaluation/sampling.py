@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hub.measured import tensors_hash
 from ..schedulers import choose_scheduler, parse_scheduler, scheduler_name, scheduler_settings
 from ..training.random import sample_generators
 
@@ -149,17 +148,6 @@ def codes_of(pipe: Any) -> int:
     """Evaluations of the network of a pipeline without a scheduler: one for each code that a prior draws in turn, else one."""
     priors = getattr(pipe, "priors", None)
     return sum(height * width for height, width in (tuple(prior.config.shape) for prior in priors)) if priors else 1
-
-
-def networks_of(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's networks by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def weights_hash(pipe: Any) -> str:
-    """SHA-256 over every tensor of every network, by name: what tells these weights from any others, wherever they were loaded from."""
-    networks = sorted(networks_of(pipe).items())
-    return tensors_hash((f"{name}.{key}", value) for name, network in networks for key, value in sorted(network.state_dict().items()))
 
 
 def synchronise(device: torch.device) -> None:

@@ -48,16 +48,28 @@ def is_of_weights(evaluation: Mapping[str, Any], folder: str | Path) -> bool:
         return True
     if recorded in (_hash_of_files(folder), _hash_of_files(folder, as_float=True)):  # half precision is loaded as float32
         return True
-    from ..evaluation.sampling import weights_hash
-    from ..pipelines.auto import AutoPipeline
+    import gen_pipelines
 
-    try:  # older layouts name their tensors otherwise than the network that they are loaded into
-        return weights_hash(AutoPipeline.from_pretrained(str(folder))) == recorded
+    try:  # older layouts name their tensors otherwise than the network that they are loaded into, and tied ones are stored once
+        return weights_hash(gen_pipelines.AutoPipeline.from_pretrained(str(folder))) == recorded
     except (ImportError, OSError, ValueError):
         return False
 
 
-def tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
+def networks_of(pipe: Any) -> dict[str, Any]:
+    """The pipeline's networks by name."""
+    from torch import nn
+
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def weights_hash(pipe: Any) -> str:
+    """SHA-256 over every tensor of every network, by name: what tells these weights from any others, wherever they were loaded from."""
+    networks = sorted(networks_of(pipe).items())
+    return _tensors_hash((f"{name}.{key}", value) for name, network in networks for key, value in sorted(network.state_dict().items()))
+
+
+def _tensors_hash(tensors: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 over named tensors, in the order that they come in."""
     import torch
 
@@ -82,7 +94,7 @@ def _hash_of_files(folder: Path, as_float: bool = False) -> str:
                 value = holders[key].get_tensor(key)
                 yield f"{name}.{key}", value.float() if as_float and value.is_floating_point() else value
 
-    return tensors_hash(tensors())
+    return _tensors_hash(tensors())
 
 
 def for_card(result: Mapping[str, Any]) -> dict[str, Any]:

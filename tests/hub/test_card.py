@@ -10,9 +10,8 @@ import yaml
 from gen_pipelines import VAEModel, VAEPipeline, bundled_path
 from gen_pipelines.cli.info import describe_model
 from gen_pipelines.cli.main import main
-from gen_pipelines.evaluation.sampling import weights_hash
 from gen_pipelines.hub.card import is_untouched, measured, model_card, stamped, with_evaluation, with_facts, with_name
-from gen_pipelines.hub.measured import is_of_weights
+from gen_pipelines.hub.measured import is_of_weights, weights_hash
 from gen_pipelines.hub.push import check_folder, refresh_card
 from gen_pipelines.training.card import complete_card
 from gen_pipelines.training.config import Recipe, build

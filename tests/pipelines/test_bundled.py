@@ -11,7 +11,7 @@ import torch
 
 from gen_pipelines import AutoPipeline
 from gen_pipelines.bundled import bundled_names, bundled_networks, bundled_path
-from gen_pipelines.evaluation.sampling import networks_of, weights_hash
+from gen_pipelines.hub.measured import networks_of, weights_hash
 
 MOST = {"emoji": 42e6}  # bytes; a few MB for all others
 PLAIN = {".json", ".safetensors", ".md", ".txt"}
