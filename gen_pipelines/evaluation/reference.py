@@ -130,7 +130,9 @@ class Reference:
             held, kept, held_rows, held_name = list(range(len(others))), list(range(len(rows))), others, held_out_split
         if classes is not None:
             kept, held = _of_classes(rows, label_column, kept, classes), _of_classes(held_rows, label_column, held, classes)
-        make = lambda source, indices, part: PictureData(source, dataclasses.replace(config, split=part), indices, augmented=False)
+        make = lambda source, indices, part: PictureData(
+            source, dataclasses.replace(config, split=part), indices, augmented=False, names=NAMES
+        )
         reference, held_out = make(rows, kept, split), make(held_rows, held, held_out_split or split)
         short = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
         return cls(short, split, reference, held_out, str(held_name), None if classes is None else tuple(sorted(set(classes))))

@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageColor
+
+_LARGEST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -61,6 +65,10 @@ class DataConfig:
                 re.compile(self.group_captions)
             except re.error as error:
                 raise ValueError(f"data.group_captions: {self.group_captions!r} is no regular expression: {error}.") from None
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            _require(False, "data.background", self.background, "a colour: a name such as white, or #rrggbb")
         _require(not (self.streaming and self.holdout), "data.holdout", self.holdout, "0 for a streamed data set")
 
 
@@ -184,6 +192,9 @@ class Recipe:
     objective: dict[str, Any] = field(default_factory=dict)
     sample: dict[str, Any] = field(default_factory=dict)
     card: CardConfig = field(default_factory=CardConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed <= _LARGEST_SEED, "seed", self.seed, f"0 to {_LARGEST_SEED}")
 
 
 def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:

@@ -26,8 +26,13 @@ from .random import sample_generators, seed_of
 
 _MEMORY_FOR_PICTURES = 2 * 1024**3  # bytes of decoded pictures that are kept, when they are decoded in the training process
 _FINGERPRINTED = 64  # pictures whose files a data set is known by
+_PICTURE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of files that are cut off or no pictures
 # how a recipe calls the settings of its data, in errors; `evaluate` has options of other names
 RECIPE_NAMES = {name: f"data.{name}" for name in ("name", "image_column", "text_column", "label_column")}
+
+
+class BadRowError(ValueError):
+    """A row of a data set cannot be used; the message names it."""
 
 
 class NoSuchSplitError(ValueError):
@@ -104,13 +109,21 @@ def prepare_picture(picture: Image.Image, resolution: int, channels: int = 3, ba
     `resolution` (Lanczos, antialiased), then the centre is cropped.
 
     Raises:
-        ValueError: grey values that are neither 8-bit nor 16-bit, whose white is not known.
+        ValueError: grey values that are neither 8-bit nor 16-bit, or may be either: their white is not known.
     """
+    if picture is None:
+        raise ValueError("there is no picture")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):  # Pillow's own conversion cuts every value above 255 to white
         values = np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"a picture of mode {picture.mode} with values {values.min()} to {values.max()}: save it with 8 or 16 bits.")
+        # 32-bit values below 256 are an 8-bit picture in a wide type, or a nearly black one of 16 bits: taken for the wrong one, it is
+        # black or overexposed. Mode I;16 says which.
+        ambiguous = picture.mode == "I" and 0 < values.max() <= 255
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535 or ambiguous:
+            raise ValueError(
+                f"a picture of mode {picture.mode} with values {values.min()} to {values.max()}, whose white is not known: save it with 8 "
+                "or 16 bits (mode L or I;16)."
+            )
         picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -139,6 +152,24 @@ def _caption(text: Any, config: DataConfig) -> str:
     if text is not None and not isinstance(text, str):
         raise ValueError(f"data.text_column: the column {config.text_column!r} of {config.name} holds a {type(text).__name__}, not text.")
     return text or ""
+
+
+def _label(value: Any, row: int, config: DataConfig, names: Mapping[str, str] = RECIPE_NAMES) -> int:
+    try:
+        if isinstance(value, str) or int(value) == value:  # int alone cuts 0.5 to 0
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadRowError(
+        f"{names['label_column']}: the column {config.label_column!r} of {config.name} ({config.split}) has {value!r} in row {row}; labels "
+        "are whole numbers. Number the classes, or name another column."
+    )
+
+
+def _bad_picture(row: int, config: DataConfig, error: Exception, file: str | None = None) -> BadRowError:
+    where = f" ({file})" if file else ""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return BadRowError(f"row {row} of {config.name} ({config.split}){where}: {reason}. Mend the picture, or take the row out.")
 
 
 def augment(picture: Tensor, horizontal_flip: float, shift: int, generator: torch.Generator) -> Tensor:
@@ -187,11 +218,22 @@ def known_words_holdout(captions: Sequence[str] | None, rows: int, count: int, s
 class PictureData(torch.utils.data.Dataset):
     """Map-style pictures. An item is asked for by (row, draw) and holds `picture` uint8 (C, H, W), `text`, `label`, `row`, `draw`."""
 
-    def __init__(self, rows: Any, config: DataConfig, indices: Sequence[int] | None = None, seed: int = 0, augmented: bool = True) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        config: DataConfig,
+        indices: Sequence[int] | None = None,
+        seed: int = 0,
+        augmented: bool = True,
+        names: Mapping[str, str] = RECIPE_NAMES,
+    ) -> None:
         self.rows, self.config, self.seed, self.augmented = rows, config, seed, augmented
         self.indices = list(range(len(rows))) if indices is None else list(indices)
         self.texts = captions_of(rows.select(self.indices), config) if config.text_column else None
-        self.labels = [int(label) for label in rows.select(self.indices)[config.label_column]] if config.label_column else None
+        self.labels = None
+        if config.label_column:
+            labels = rows.select(self.indices)[config.label_column]
+            self.labels = [_label(label, row, config, names) for label, row in zip(labels, self.indices, strict=True)]
         self._kept: dict[int, Tensor] = {}
         size = len(self.indices) * config.channels * config.resolution**2
         self._keeps = config.workers == 0 and size <= _MEMORY_FOR_PICTURES  # each worker would keep its own
@@ -223,12 +265,24 @@ class PictureData(torch.utils.data.Dataset):
     def picture(self, item: int) -> Tensor:
         """The prepared picture before augmentation, uint8 (C, H, W)."""
         if item not in self._kept:
-            picture = self.rows[self.indices[item]][self.config.image_column]
-            prepared = prepare_picture(picture, self.config.resolution, self.config.channels, self.config.background)
+            row = self.indices[item]
+            try:
+                picture = self.rows[row][self.config.image_column]  # decodes it
+                prepared = prepare_picture(picture, self.config.resolution, self.config.channels, self.config.background)
+            except _PICTURE_ERRORS as error:
+                raise _bad_picture(row, self.config, error, self._file_of(row)) from error
             if not self._keeps:
                 return prepared
             self._kept[item] = prepared
         return self._kept[item]
+
+    def _file_of(self, row: int) -> str | None:
+        """Where a row's picture lies, if it is a file of its own."""
+        import datasets
+
+        column = self.config.image_column
+        stored = self.rows.select([row]).cast_column(column, datasets.Image(decode=False))[0][column]
+        return stored["path"] if stored else None
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         item, draw = place
@@ -387,14 +441,17 @@ def stream_batches(rows: Any, config: DataConfig, batch_size: int, seed: int, ra
         for number, row in enumerate(rows.shuffle(seed=seed_of(seed, "permutation", 1, epoch) % 2**31, buffer_size=1000)):
             if number % ranks != rank:
                 continue
-            picture = prepare_picture(row[config.image_column], config.resolution, config.channels, config.background)
+            try:
+                picture = prepare_picture(row[config.image_column], config.resolution, config.channels, config.background)
+            except _PICTURE_ERRORS as error:
+                raise _bad_picture(number, config, error) from error
             generator = sample_generators(seed, "augmentation", [number], [epoch])[0]
             picture = augment(picture, config.horizontal_flip, config.shift, generator)
             example = {"picture": picture, "item": number, "row": number, "draw": epoch}
             if config.text_column:
                 example["text"] = _caption(row[config.text_column], config)
             if config.label_column:
-                example["label"] = int(row[config.label_column])
+                example["label"] = _label(row[config.label_column], number, config)
             examples.append(example)
             if len(examples) == batch_size:
                 yield examples

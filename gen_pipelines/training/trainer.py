@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .averages import Average
 from .config import OptimizerConfig, Recipe, to_dict
-from .data import EndlessBatches, caption_groups, collate, stream_batches
+from .data import BadRowError, EndlessBatches, caption_groups, collate, stream_batches
 from .objectives.base import ObjectiveOutput, Phase
 from .random import Generators, sample_generators
 from .seen import Seen, add_row
@@ -301,7 +301,10 @@ class Trainer:
         workers = self.recipe.data.workers
         # a generator of its own: a loader would draw from the global one when it starts, and a resumed run starts one more
         own = torch.Generator().manual_seed(self.recipe.seed)
-        yield from torch.utils.data.DataLoader(self.data, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=own)
+        try:
+            yield from torch.utils.data.DataLoader(self.data, batch_sampler=sampler, collate_fn=collate, num_workers=workers, generator=own)
+        except BadRowError as error:  # from a worker, its message is a whole traceback
+            raise BadRowError(str(error).rsplit("BadRowError: ", 1)[-1].strip()) from None
 
     # -- weights and state ------------------------------------------------------------------------------------------------------------
 

@@ -89,3 +89,17 @@ def test_the_card_s_words_go_with_the_data(tmp_path):
     assert "Digits" not in notes
     assert load_recipe(path, ["data.name=x"]) == load_recipe(path)  # the same data, named again
     assert load_recipe(path, ["data.name=./mine", "card.data=Mine."]).card == CardConfig(data="Mine.")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.background=foo", r"data\.background: 'foo' is not allowed; give a colour"),
+        ("seed=-1", r"seed: -1 is not allowed; give 0 to 4294967295"),
+        ("seed=100000000000000000000", r"seed: 1\d+ is not allowed; give 0 to 4294967295"),
+    ],
+)
+def test_a_colour_and_a_seed_are_checked_up_front(tmp_path, override, says):
+    with pytest.raises(ValueError, match=says):
+        load_recipe(write(tmp_path, RECIPE), [override])
+    assert load_recipe(write(tmp_path, RECIPE), ["data.background='#fff'", "seed=4294967295"]).seed == 2**32 - 1

@@ -1,13 +1,16 @@
 import collections
+import gc
 import itertools
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from gen_pipelines.training.config import DataConfig
 from gen_pipelines.training.data import (
+    BadRowError,
     CaptionNoise,
     EndlessBatches,
     PictureData,
@@ -20,6 +23,7 @@ from gen_pipelines.training.data import (
     prepare_picture,
 )
 from gen_pipelines.training.random import normal, sample_generators
+from tests.training.tiny import autoencoder_recipe, draw
 
 
 def test_transparency_is_laid_on_the_background():
@@ -207,3 +211,43 @@ def test_a_holdout_that_leaves_nothing_is_named():
     with pytest.raises(ValueError, match=r"data\.holdout: 1000 of 300 rows would leave none to train on"):
         known_words_holdout(None, 300, 1000, seed=0)
     assert [len(rows) for rows in known_words_holdout(None, 3, 2, seed=0)] == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves a file open that it cannot decode
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_by_its_row_and_file(tmp_path, workers):
+    from gen_pipelines.training.run import train
+
+    for number in range(6):
+        draw("red", "circle").save(tmp_path / f"{number}.png")
+    (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:90])
+    settings = autoencoder_recipe(tmp_path, steps=3, batch_size=6, log_every=0)
+    settings["data"] |= {"text_column": None, "workers": workers}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(BadRowError, match=r"^row 4 of .*4\.png\): image file is truncated.*take the row out\.$") as told:
+        train(tmp_path / "recipe.yaml", output_dir=tmp_path / "run")
+    assert str(told.value).count("\n") == 0
+    del told
+    gc.collect()  # the open file goes now, and not in another test
+
+
+@pytest.mark.parametrize("label", ["cat", None, 0.5, float("nan"), [1]])
+def test_a_label_that_is_no_whole_number_is_named(label):
+    import datasets
+
+    picture = draw("red", "circle")
+    rows = datasets.Dataset.from_dict({"image": [picture] * 3, "kind": [None, label, label]}).cast_column("image", datasets.Image())
+    config = DataConfig(name="x", label_column="kind", resolution=8)
+    with pytest.raises(BadRowError, match=r"data\.label_column: the column 'kind' of x \(train\) has .* in row 1; labels are whole"):
+        PictureData(rows, config, [1, 2])
+    whole = datasets.Dataset.from_dict({"image": [picture] * 2, "kind": [3.0, 1.0]})
+    assert PictureData(whole, config).labels == [3, 1]
+
+
+def test_grey_values_that_may_be_of_8_or_of_16_bits_are_refused():
+    values = np.arange(64, dtype=np.int32).reshape(8, 8)
+    with pytest.raises(ValueError, match=r"mode I with values 0 to 63, whose white is not known"):
+        prepare_picture(Image.fromarray(values), 8, 1)
+    assert prepare_picture(Image.fromarray(values * 1000), 8, 1).max() == round(63000 / 257)
+    assert prepare_picture(Image.fromarray(values.astype(np.uint16)), 8, 1).max() == 0  # said to be of 16 bits
+    assert prepare_picture(Image.fromarray(values * 0), 8, 1).max() == 0  # black either way
