@@ -81,6 +81,7 @@ class VAEPipeline(GenerativePipeline):
             images = z
         else:
             described = self.vae.decode(z)
+            self.report_non_finite(described.sample)
             images = finish(described.distribution.sample(generator) if sample_pixels else described.sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -102,7 +103,9 @@ class VAEPipeline(GenerativePipeline):
     def decode(self, latents: Tensor, output_type: str = "pil") -> Any:
         """The means of p(x | z) for latents (B, d), as `__call__` returns pictures."""
         check_output_type(output_type, PICTURE_TYPES)
-        return finish(self.vae.decode(latents.to(self.device)).sample, output_type)
+        x = self.vae.decode(latents.to(self.device)).sample
+        self.report_non_finite(x)
+        return finish(x, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""

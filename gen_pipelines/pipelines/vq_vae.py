@@ -112,6 +112,7 @@ class VQVAEPipeline(GenerativePipeline):
         if output_type == "latent":
             return ImagePipelineOutput(images=codes) if return_dict else (codes,)
         described = self.vqvae.decode_codes(codes)
+        self.report_non_finite(described.sample)
         images = finish(described.distribution.sample(generator) if sample_pixels else described.sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -129,7 +130,9 @@ class VQVAEPipeline(GenerativePipeline):
     def decode(self, codes: Sequence[Tensor], output_type: str = "pil") -> Any:
         """The means of p(x | codes) for codes (B, h, w) of every level from the top down."""
         check_output_type(output_type, PICTURE_TYPES)
-        return finish(self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample, output_type)
+        x = self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample
+        self.report_non_finite(x)
+        return finish(x, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""
