@@ -13,6 +13,7 @@ from gen_pipelines.cli import pictures
 from gen_pipelines.cli.main import Parser
 from gen_pipelines.cli.repository import Folder, Repository, count_parameters
 from gen_pipelines.hub.card import measured
+from gen_pipelines.hub.loading import check_safetensors, components_of, read_index, shards_of
 from gen_pipelines.hub.measured import for_card, is_evaluation, is_of_weights
 
 
@@ -51,6 +52,8 @@ def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
     """
     repository = Repository.open(model, revision)
     index = repository.index()
+    if isinstance(repository, Folder):
+        _check_paths(repository.path)
     files = repository.files()
     components: dict[str, Any] = {}
     for name, entry in index.items():
@@ -73,6 +76,14 @@ def describe_model(model: str, revision: str | None = None) -> dict[str, Any]:
         "parameterization": describe_parameterization(scheduler) if scheduler else None,
         "metrics": read_metrics(card, evaluation, is_current),
     }
+
+
+def _check_paths(folder: Path) -> None:
+    """Refuses what loading refuses: a component, or a shard of one, that lies outside the folder, or is not there."""
+    for name in components_of(read_index(folder)):
+        for index in sorted((folder / name).glob("*.safetensors.index*.json")):
+            for shard in shards_of(index):
+                check_safetensors(shard)
 
 
 def _count(repository: Repository, weights: list[str]) -> int:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from gen_pipelines.hub.card import read_text
 from gen_pipelines.hub.loading import check_safetensors, hub_reason
 from gen_pipelines.hub.push import is_connection_error
 
@@ -102,7 +103,7 @@ class Folder(Repository):
 
     def text(self, file: str) -> str | None:
         path = self.path / file
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return read_text(path) if path.is_file() else None
 
     def shapes(self, file: str) -> Shapes:
         return read_shapes(self.path / file)
@@ -163,7 +164,7 @@ class HubRepository(Repository):
     def text(self, file: str) -> str | None:
         if file not in self.files():
             return None
-        return Path(self.api.hf_hub_download(self.repo, file, revision=self.commit)).read_text(encoding="utf-8")
+        return read_text(Path(self.api.hf_hub_download(self.repo, file, revision=self.commit)))
 
     def shapes(self, file: str) -> Shapes:
         from huggingface_hub import try_to_load_from_cache

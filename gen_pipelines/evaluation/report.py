@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..hub.card import CARD_NAME, is_untouched, stamped, with_evaluation
+from ..hub.card import CARD_NAME, is_untouched, read_text, stamped, with_evaluation
 
 
 def write_card(folder: Path, result: Mapping[str, Any]) -> str:
@@ -19,7 +19,7 @@ def write_card(folder: Path, result: Mapping[str, Any]) -> str:
     file = folder / CARD_NAME
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no model card; save the pipeline with save_pretrained, or push it, and one is written.")
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     told = with_evaluation(text, result)
     file.write_text(stamped(told) if is_untouched(text) else told, encoding="utf-8")
     return str(file)

@@ -178,6 +178,18 @@ def measured(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], dict[str,
     return metrics, {k: v for k, v in plain.items() if k not in ("model", "metrics")}
 
 
+def read_text(file: Path) -> str:
+    """What a card, or another text file of a model's folder, says.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, or remove it.") from None
+
+
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """The folder's `evaluation.json`, None where there is none.
 

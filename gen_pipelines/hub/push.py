@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .card import CARD_NAME, LIBRARY_NAME, is_untouched, model_card, stamped, with_evaluation_of, with_name
+from .card import CARD_NAME, LIBRARY_NAME, is_untouched, model_card, read_text, stamped, with_evaluation_of, with_name
 from .loading import INDEX_NAME, PICKLES, LoadingError, check_safetensors, components_of, read_index, shards_of
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def check_folder(folder: Path) -> None:
 def refresh_card(folder: Path, name: str) -> None:
     """Brings a generated card up to date with its repository's name and the `evaluation.json` beside it; an edited card stays as it is."""
     file = folder / CARD_NAME
-    if file.is_file() and is_untouched(text := file.read_text(encoding="utf-8")):
+    if file.is_file() and is_untouched(text := read_text(file)):
         file.write_text(stamped(with_evaluation_of(with_name(text, name), folder)), encoding="utf-8")
 
 
@@ -207,7 +207,7 @@ def _may_replace_card(api: Any, repo_id: str, revision: str | None, keep: bool) 
     if keep:
         return False
     with tempfile.TemporaryDirectory() as side:
-        there = Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=side)).read_text(encoding="utf-8")
+        there = read_text(Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=side)))
     if not is_untouched(there):
         logger.info("%s: its card was edited and stays as it is.", repo_id)
         return False

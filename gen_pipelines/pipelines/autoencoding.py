@@ -32,7 +32,9 @@ def pictures_of(model: Any, images: Pictures, generator: Any = None) -> Tensor:
 
 def finish(x: Tensor, output_type: str) -> Any:
     """Pictures (B, C, H, W) in [-1, 1] as PIL pictures, an array (B, H, W, C) in [0, 1] or a tensor (B, C, H, W) in [0, 1]."""
-    return VaeImageProcessor(do_resize=False).postprocess(x.detach().float(), output_type)
+    x = x.detach().float()
+    x = x.nan_to_num() if output_type == "pil" else x  # whole numbers have no NaN; tensors and arrays show theirs
+    return VaeImageProcessor(do_resize=False).postprocess(x, output_type)
 
 
 def picture_grid(x: Tensor, columns: int) -> Image.Image:

@@ -82,6 +82,7 @@ class VAEPipeline(GenerativePipeline):
             images = z
         else:
             described = self.vae.decode(z)
+            self.report_non_finite(described.sample)
             images = finish(described.distribution.sample(generator) if sample_pixels else described.sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -106,7 +107,9 @@ class VAEPipeline(GenerativePipeline):
         dim = self.vae.config.latent_dim
         if not isinstance(latents, Tensor) or latents.ndim != 2 or latents.shape[1] != dim or not len(latents):
             raise ValueError(f"VAEPipeline.decode: latents are a tensor of shape (B, {dim}), got {shape_of(latents)}.")
-        return finish(self.vae.decode(latents.to(self.device)).sample, output_type)
+        x = self.vae.decode(latents.to(self.device)).sample
+        self.report_non_finite(x)
+        return finish(x, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""

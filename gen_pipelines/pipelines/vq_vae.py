@@ -118,6 +118,7 @@ class VQVAEPipeline(GenerativePipeline):
         if output_type == "latent":
             return ImagePipelineOutput(images=codes) if return_dict else (codes,)
         described = self.vqvae.decode_codes(codes)
+        self.report_non_finite(described.sample)
         images = finish(described.distribution.sample(generator) if sample_pixels else described.sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -138,7 +139,9 @@ class VQVAEPipeline(GenerativePipeline):
         known = self.vqvae.config.num_embeddings
         if any(level.is_floating_point() or level.min() < 0 or level.max() >= known for level in codes if level.numel()):
             raise ValueError(f"VQVAEPipeline.decode: codes are whole numbers from 0 to {known - 1}.")
-        return finish(self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample, output_type)
+        x = self.vqvae.decode_codes([level.to(self.device) for level in codes]).sample
+        self.report_non_finite(x)
+        return finish(x, output_type)
 
     def reconstruct(self, images: Pictures, generator: Generators = None, output_type: str = "pil") -> Any:
         """decode(encode(images))."""

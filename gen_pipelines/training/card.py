@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..hub.card import CARD_NAME, is_untouched, stamped, with_evaluation_of, with_facts
+from ..hub.card import CARD_NAME, is_untouched, read_text, stamped, with_evaluation_of, with_facts
 from .config import to_dict
 
 _PRECISION = {"no": "in float32", "bf16": "under bfloat16 autocast", "fp16": "under float16 autocast"}
@@ -49,7 +49,7 @@ def training_notes(recipe: Any, facts: dict[str, Any]) -> str:
 def drop_outdated_card(folder: Path) -> None:
     """Removes the generated card of an earlier end of this run, whose steps and numbers are of other weights; an edited one stays."""
     file = folder / CARD_NAME
-    if file.is_file() and is_untouched(file.read_text(encoding="utf-8")):
+    if file.is_file() and is_untouched(read_text(file)):
         file.unlink()
 
 
@@ -59,7 +59,7 @@ def complete_card(folder: Path, recipe: Any) -> None:
     The grid is copied to `samples.png` in the folder. A card that a person wrote or edited stays as it is.
     """
     file = folder / CARD_NAME
-    if not file.is_file() or not is_untouched(text := file.read_text(encoding="utf-8")):
+    if not file.is_file() or not is_untouched(text := read_text(file)):
         return
     grids = sorted((folder / "samples").glob("step-*.png"))
     if grids:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..hub.card import CARD_NAME, read_text
 from ..hub.loading import INDEX_NAME
 from ..hub.saving import check_writable
 from .card import complete_card, drop_outdated_card
@@ -58,6 +59,8 @@ def train(
             )
     elif not (resume or inexact_resume):
         raise ValueError(f"{output_dir} holds the checkpoints of an earlier run: pass --resume to continue it, or another --output-dir.")
+    if (output_dir / CARD_NAME).is_file():
+        read_text(output_dir / CARD_NAME)  # at the end it is too late to find that it cannot be read
 
     if push_checkpoints and push_to_hub is None:
         raise ValueError("push_checkpoints (--push-checkpoints) needs push_to_hub (--push-to-hub), the repository that they go to.")

@@ -93,6 +93,29 @@ def test_a_weight_file_that_is_cut_short(folder, cut, capsys):
     assert "model.safetensors" in err and "save it again" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("shard", "says"),
+    [
+        ("../../elsewhere.safetensors", "no safetensors file of its folder; do not trust it"),
+        ("/etc/passwd", "no safetensors file of its folder; do not trust it"),
+        ("model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors"),  # it is not there
+    ],
+)
+def test_shards_that_loading_would_refuse(folder, shard, says, capsys):
+    table = {"weight_map": {"a": "model.safetensors", "b": shard}}
+    (folder / "transformer" / "model.safetensors.index.json").write_text(json.dumps(table))
+    assert main(["info", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_a_component_outside_the_folder(folder, capsys):
+    index = json.loads((folder / "model_index.json").read_text()) | {"../evil": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert main(["info", str(folder)]) == 2
+    assert "'../evil' is no name of a component" in capsys.readouterr().err
+
+
 def test_shapes_are_those_that_safetensors_reads(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

@@ -10,11 +10,13 @@ import yaml
 from gen_pipelines import VAEModel, VAEPipeline, bundled_path
 from gen_pipelines.cli.info import describe_model
 from gen_pipelines.cli.main import main
+from gen_pipelines.evaluation.report import write_card
 from gen_pipelines.hub.card import is_untouched, measured, model_card, stamped, with_evaluation, with_facts, with_name
 from gen_pipelines.hub.measured import is_of_weights, weights_hash
 from gen_pipelines.hub.push import check_folder, refresh_card
-from gen_pipelines.training.card import complete_card
+from gen_pipelines.training.card import complete_card, drop_outdated_card
 from gen_pipelines.training.config import Recipe, build
+from gen_pipelines.training.run import train
 
 PARTS = {"vae": ("diffusers", "AutoencoderKL")}
 
@@ -127,6 +129,24 @@ def test_what_an_evaluation_is_of_is_told_without_loading(name, monkeypatch):
     monkeypatch.setattr(auto, "AutoPipeline", None)
     evaluation = json.loads(Path(bundled_path(name), "evaluation.json").read_text())
     assert is_of_weights(evaluation, bundled_path(name)) and is_of_weights({"metrics": {"FID": 1.0}}, bundled_path(name))
+
+
+def test_a_card_that_is_not_utf_8_is_named(tmp_path, capsys):
+    (tmp_path / "README.md").write_bytes("# Zeichnungen für mich".encode("latin-1"))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "VAEPipeline"}')
+    says = r"README\.md is not UTF-8 \(.* at byte 15\); save it as UTF-8"
+    recipe = build(Recipe, {"task": "vae", "data": {"name": "./mine"}, "loop": {"steps": 1, "batch_size": 1}}, "recipe")
+    calls = (
+        lambda: refresh_card(tmp_path, "a/b"), lambda: complete_card(tmp_path, recipe), lambda: drop_outdated_card(tmp_path),
+        lambda: describe_model(str(tmp_path)), lambda: write_card(tmp_path, {"metrics": {"FID": 1.0}}),
+    )  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match=says):
+            call()
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "recipe.yaml").write_text("{task: vae, data: {name: ./mine}, loop: {steps: 1, batch_size: 1}}")
+    with pytest.raises(ValueError, match=says):
+        train(tmp_path / "recipe.yaml", output_dir=tmp_path)  # before the data are looked for
 
 
 def test_what_is_no_model_is_not_pushed(tmp_path, capsys):

@@ -73,6 +73,19 @@ def test_output_types(kind):
     assert torch.equal(pipe.decode(latents, "pt"), pt)
 
 
+def test_pictures_that_are_not_finite_are_reported(caplog):
+    vae, vq = vae_pipeline(), vq_pipeline()
+    latents, codes = vae(2, output_type="latent").images, vq(2, output_type="latent").images
+    for network in (vae.vae, vq.vqvae):
+        for parameter in network.decoder.parameters():
+            torch.nn.init.constant_(parameter, float("nan"))
+    for draw in (lambda: vae(2).images, lambda: vae.decode(latents), lambda: vq(2).images, lambda: vq.decode(codes)):
+        caplog.clear()
+        assert len(draw()) == 2
+        assert [record.getMessage().count("2 of 2 pictures have values that are not finite") for record in caplog.records] == [1]
+    assert vae(1, output_type="pt").images.isnan().any()
+
+
 @pytest.mark.parametrize("kind", PIPELINES)
 def test_encode_decode_reconstruct_and_interpolate(kind):
     pipe = PIPELINES[kind]()

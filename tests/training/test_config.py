@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from gen_pipelines.training.card import training_notes
 from gen_pipelines.training.config import CardConfig, load_recipe, to_dict
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = {"task": "autoencoder", "data": {"name": "x"}, "loop": {"steps": 3, "batch_size": 2}}
 
 
@@ -103,3 +106,16 @@ def test_a_colour_and_a_seed_are_checked_up_front(tmp_path, override, says):
     with pytest.raises(ValueError, match=says):
         load_recipe(write(tmp_path, RECIPE), [override])
     assert load_recipe(write(tmp_path, RECIPE), ["data.background='#fff'", "seed=4294967295"]).seed == 2**32 - 1
+
+
+@pytest.mark.parametrize(("recipe", "setting"), [("reflow", "model.start"), ("consistency_distillation", "model.teacher")])
+def test_a_model_to_start_from_that_is_not_there_is_named_with_what_makes_it(recipe, setting, tmp_path, monkeypatch):
+    from gen_pipelines.training.tasks.teacher import load_teacher
+
+    source = load_recipe(CONFIGS / "mnist" / f"{recipe}.yaml").model[setting.partition(".")[2]]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    made = r"gen-pipelines train configs/mnist/flow\.yaml --output-dir runs/mnist-flow"
+    with pytest.raises(FileNotFoundError, match=rf"^{setting}: there is no folder runs/mnist-flow; make it with `{made}`"):
+        load_teacher(source, setting)
+    assert (CONFIGS / "mnist" / "flow.yaml").is_file()
