@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.equalized import EqualizedLinear
+from ..layers.ranks import mean_over_ranks
 from .base import check_labels
 
 
@@ -57,10 +57,7 @@ class MappingNetwork(nn.Module):
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)                                                             # (B, w_dim)
         if update_average and self.w_avg_beta is not None:
-            mean = x.detach().mean(0)
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(mean)
-                mean /= dist.get_world_size()
+            mean = mean_over_ranks(x.detach().mean(0))
             self.w_avg.lerp_(mean.to(self.w_avg), 1 - self.w_avg_beta)
         return x
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from ..layers.equalized import EqualizedLinear
 from ..layers.filter_design import lowpass
 from ..layers.filtered_lrelu import filtered_lrelu
 from ..layers.modulated_conv import modulated_conv2d
+from ..layers.ranks import mean_over_ranks, num_ranks
 from .base import GeneratorOutput, Generators
 from .mapping import MappingNetwork
 
@@ -125,10 +125,7 @@ class AliasFreeLayer(nn.Module):
 
     def _follow(self, x: Tensor) -> None:
         """Moves the average of E[x^2], over all processes, which divides what comes in (the paper's configuration C)."""
-        power, images = x.float().square().mean(), len(x)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(power)
-            power, images = power / dist.get_world_size(), images * dist.get_world_size()
+        power, images = mean_over_ranks(x.float().square().mean()), len(x) * num_ranks()
         self.magnitude_ema.lerp_(power.to(self.magnitude_ema), 1 - 0.5 ** (images / MAGNITUDE_HALF_LIFE))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models.gans.stylegan3 import StyleGAN3Generator
+from ...models.layers.ranks import mean_over_ranks
 from ..random import Generators, normal, uniform
 from .base import ObjectiveOutput
 
@@ -190,10 +191,7 @@ class AdversarialObjective:
         with twice_differentiable():
             fake, styles = self.draw(generator, count, labels, random, mean_length.device)
             lengths = path_lengths(fake, styles, normal(fake.shape, random, fake.device))
-        mean = lengths.detach().mean()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(mean)
-            mean /= torch.distributed.get_world_size()
+        mean = mean_over_ranks(lengths.detach().mean())
         mean_length.lerp_(mean.to(mean_length), self.path_decay)
         penalty = (lengths - mean_length.clone()).square() + 0 * fake.flatten(1).sum(1)  # for the parameters without a part in it
         return ObjectiveOutput(penalty * (self.path_length * interval), {"path_length": lengths.detach()})
